@@ -1,0 +1,1 @@
+"""What asv measures: one module for each noun of the library."""

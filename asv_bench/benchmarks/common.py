@@ -1,0 +1,37 @@
+"""Patterns, sizes and inputs that the benchmark modules share."""
+
+import functools
+
+import numpy as np
+
+import subquad
+
+# One thread everywhere: a figure must not depend on what else runs on the machine's other cores.
+THREADS = 1
+HEADS = 4
+DIM = 64
+
+PATTERNS = {
+    "dense": subquad.Dense(),
+    "causal": subquad.Causal(),
+    "banded": subquad.Banded(256),
+    "strided": subquad.Strided(64),
+    "global": subquad.Global(range(16)),
+    "random": subquad.Random(64, seed=0),
+    "longformer": subquad.longformer(256, range(16)),
+    "bigbird": subquad.bigbird(64),
+}
+
+
+@functools.cache
+def inputs(n: int, heads: int = HEADS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Query, key and value (heads, n, DIM); cached because asv repeats `setup` before every sample."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((heads, n, DIM), dtype=np.float32) for _ in range(3))
+    return query, key, value
+
+
+@functools.cache
+def warm(pattern: subquad.Pattern, n: int, threads: int = THREADS) -> None:
+    """One call that compiles or loads the kernel and leaves the plan in its memo."""
+    subquad.attention(*inputs(n), pattern, num_threads=threads)

@@ -1,0 +1,87 @@
+"""The comparison as text."""
+
+from typing import Any
+
+from .throughput import TOLERANCE
+
+COLUMNS = ("", "ms", "GF/s", "of peak", "/ subquad", "differs", "rounds")
+WIDTHS = (16, 10, 8, 8, 10, 9, 7)
+
+
+def render(comparison: dict[str, Any]) -> str:
+    blocks = [header(comparison)]
+    blocks += [case_table(result) for result in comparison["throughput"]]
+    blocks += [section(name, content) for name, content in comparison["sections"].items()]
+    blocks.append(targets_table(comparison))
+    return "\n\n".join(blocks)
+
+
+def header(comparison: dict[str, Any]) -> str:
+    machine, threads = comparison["machine"], comparison["settings"]["threads"]
+    packages = ", ".join(f"{name} {release}" for name, release in machine["packages"].items() if release)
+    lines = [
+        f"{machine['processor']}, {machine['system']}, Python {machine['python']}, {packages}",
+        f"{threads} pinned thread(s), float32; useful GF/s = 4 d x pairs / time; medians of interleaved rounds",
+        "'/ subquad': time over subquad's; 'differs': largest difference from subquad's output",
+    ]
+    for name, contender in comparison["contenders"].items():
+        state = f"absent ({contender['absent']})" if contender["absent"] else "present"
+        lines.append(f"  {name:<16} {state if contender['chosen'] else 'not chosen'}: {contender['about']}")
+    return "\n".join(lines)
+
+
+def case_table(result: dict[str, Any]) -> str:
+    peak = result["peak_gflops"]
+    lines = [
+        f"{result['case']}: {result['pattern']}, n = {result['n']}, {result['heads']} head(s), d = {result['d']},"
+        f" {result['pairs']:,} pairs; FMA peak {peak:.1f} GF/s",
+        row(COLUMNS),
+    ]
+    return "\n".join(lines + [entry_row(entry) for entry in result["entries"]])
+
+
+def entry_row(entry: dict[str, Any]) -> str:
+    if entry["status"] != "ok":
+        return f"{entry['contender']:<{WIDTHS[0]}} {entry['status']}: {entry['note']}"
+    return row(
+        (
+            entry["contender"],
+            f"{entry['seconds'] * 1e3:.2f}",
+            f"{entry['gflops']:.2f}",
+            f"{entry['share_of_peak']:.1%}",
+            "" if entry["times_subquad"] is None else f"{entry['times_subquad']:.2f} x",
+            difference(entry),
+            str(entry["rounds"]),
+        )
+    )
+
+
+def difference(entry: dict[str, Any]) -> str:
+    if not entry["same_work"]:
+        return "all pairs"
+    value = entry["max_difference"]
+    if value is None:
+        return ""
+    return f"{value:.0e}" + ("" if value <= TOLERANCE else " (!)")
+
+
+def row(cells: tuple[str, ...]) -> str:
+    first, *others = (f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+    return " ".join([f"{first.strip():<{WIDTHS[0]}}", *others]).rstrip()
+
+
+def section(name: str, content: dict[str, Any]) -> str:
+    if content["status"] != "ok":
+        return f"{name}: {content['status']}: {content['note']}"
+    return "\n".join([f"{name}:"] + [f"  {what:<20} {value:.4g}" for what, value in content["figures"].items()])
+
+
+def targets_table(comparison: dict[str, Any]) -> str:
+    lines = ["Targets"]
+    if comparison["settings"]["quick"]:
+        lines[0] += " (a quick run is not judged: they are for the full sizes)"
+    for target in comparison["targets"]:
+        value = "-" if target["value"] is None else f"{target['value']:.3g}"
+        what = f"{target['case']}: {target['what']}"
+        lines.append(f"  {what:<42} {target['bound']:>8} {value:>8}  {target['verdict']}")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""Sparse attention on the CPU: time and memory that follow the allowed pairs, never n x n.
+
+>>> import numpy as np
+>>> from subquad import Banded, Global, attention
+>>> x = np.random.default_rng(0).standard_normal((4, 2000, 64), dtype=np.float32)
+>>> attention(x, x, x, Banded(256) | Global(range(16))).shape
+(4, 2000, 64)
+"""
+
+from subquad import reference
+from subquad.attention import attention, merge
+from subquad.patterns import (
+    Banded,
+    BlockSparse,
+    Causal,
+    Dense,
+    Global,
+    Pattern,
+    Random,
+    Strided,
+    bigbird,
+    dilated,
+    longformer,
+    streaming,
+)
+from subquad.scores import SparseScores, attention_scores, attention_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Banded",
+    "BlockSparse",
+    "Causal",
+    "Dense",
+    "Global",
+    "Pattern",
+    "Random",
+    "SparseScores",
+    "Strided",
+    "attention",
+    "attention_scores",
+    "attention_weights",
+    "bigbird",
+    "dilated",
+    "longformer",
+    "merge",
+    "reference",
+    "streaming",
+]

@@ -1,0 +1,181 @@
+"""The public calls: check, plan, run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad import forward
+from subquad.inputs import Array, checked_inputs, checked_out, checked_pattern, checked_scale, empty
+from subquad.patterns.bands import Dense
+from subquad.patterns.base import Pattern
+from subquad.threads import thread_count
+
+
+@overload
+def attention(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    pattern: Pattern = ...,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    out: Array | None = ...,
+    num_threads: int | None = ...,
+) -> Array: ...
+
+
+@overload
+def attention(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    pattern: Pattern = ...,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    out: Array | None = ...,
+    num_threads: int | None = ...,
+) -> tuple[Array, Array]: ...
+
+
+def attention(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    pattern: Pattern = Dense(),  # noqa: B008 - a frozen value
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Array | tuple[Array, Array]:
+    """Softmax attention over the query-key pairs that a pattern allows, and no others.
+
+    Parameters
+    ----------
+    query : array, shape (..., n_q, d)
+    key : array, shape (..., n_k, d)
+    value : array, shape (..., n_k, d_v)
+        float32 or float64; float16 and bfloat16 are computed in float32. Leading axes are none, (heads,) or
+        (batch, heads); `query` may have a multiple of the heads of `key` (grouped-query attention). Any strides.
+    pattern : Pattern, optional
+        Which keys each query may attend. Query row i stands at position i + n_k - n_q.
+    scale : float, optional
+        Factor of the scores; ``d ** -0.5`` by default.
+    return_lse : bool, optional
+        Also return the natural log of the sum of exponentials of each row's scores.
+    out : array, optional
+        Where to write the output: its shape and dtype, writeable, apart from the inputs.
+    num_threads : int, optional
+        Threads to use; by default ``SUBQUAD_NUM_THREADS`` or all processors. The result does not depend on it.
+
+    Returns
+    -------
+    out : array, shape (..., n_q, d_v)
+        In the dtype of the inputs. A row with no allowed key is 0.
+    lse : array, shape (..., n_q)
+        If asked for: float32 or float64, -inf for a row with no allowed key.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        For what does not fit, before anything is written.
+
+    Notes
+    -----
+    Time O(pairs x (d + d_v)); memory beyond inputs and outputs O(threads x (d + d_v)) plus the plan. Keys outside the
+    pattern never influence a result, not even where they hold NaN. Online softmax: Milakov, Gimelshein (2018);
+    Dao et al., "FlashAttention" (2022), algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subquad import Banded, attention
+    >>> x = np.random.default_rng(0).standard_normal((2, 1000, 64), dtype=np.float32)
+    >>> out, lse = attention(x, x, x, Banded(128), return_lse=True)
+    >>> out.shape, lse.shape
+    ((2, 1000, 64), (2, 1000))
+    """
+    checked = checked_pattern(pattern)
+    inputs = checked_inputs(query, key, _required(value))
+    q, k, v = inputs.arrays
+    factor, threads = checked_scale(scale, q.shape[-1]), thread_count(num_threads)
+    shape = (*inputs.leading, q.shape[2], v.shape[3])
+    if out is not None:
+        checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
+    plan = checked.plan(q.shape[2], k.shape[2], itemsize=inputs.compute_dtype.itemsize)
+
+    direct = out is not None and out.dtype == inputs.compute_dtype and _whole_strides(out)
+    result = out if direct and out is not None else empty(shape, inputs.compute_dtype, "output")
+    lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or len(plan.phases) > 1 else None
+    lead = q.shape[:2]
+    rows = None if lse is None else lse.reshape(*lead, q.shape[2])
+    forward.run(plan, inputs, result[(None,) * (4 - result.ndim)], rows, factor, threads)
+    if out is None:
+        out = result.astype(inputs.dtype, copy=False)
+    elif result is not out:
+        out[...] = result
+    return (out, lse) if return_lse and lse is not None else out
+
+
+def _required(value: Any) -> Any:
+    if value is None:
+        raise TypeError("value must be an array of shape (..., n_k, d_v); got None")
+    return value
+
+
+def _whole_strides(x: Array) -> bool:
+    return x.flags.aligned and x.dtype.isnative and all(stride % x.itemsize == 0 for stride in x.strides)
+
+
+def merge(
+    out_a: npt.ArrayLike, lse_a: npt.ArrayLike, out_b: npt.ArrayLike, lse_b: npt.ArrayLike
+) -> tuple[Array, Array]:
+    """The attention over two disjoint sets of keys, from the attention over each.
+
+    Parameters
+    ----------
+    out_a, out_b : array, shape (..., n_q, d_v)
+    lse_a, lse_b : array, shape (..., n_q)
+        What ``attention(..., return_lse=True)`` gave for each set.
+
+    Returns
+    -------
+    out, lse : array
+        Exact up to rounding. Two empty rows give (0, -inf).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subquad import Banded, Dense, attention, merge
+    >>> x = np.random.default_rng(0).standard_normal((100, 8))
+    >>> near = attention(x, x, x, Banded(9), return_lse=True)
+    >>> far = attention(x, x, x, Dense() - Banded(9), return_lse=True)
+    >>> bool(np.allclose(merge(*near, *far)[0], attention(x, x, x)))
+    True
+    """
+    a, la, b, lb = (np.asarray(x) for x in (out_a, lse_a, out_b, lse_b))
+    if a.shape != b.shape or la.shape != a.shape[:-1] or lb.shape != b.shape[:-1]:
+        raise ValueError(
+            f"out_a and out_b must have one shape, and each lse that shape without its last axis; "
+            f"got out {a.shape} and {b.shape}, lse {la.shape} and {lb.shape}"
+        )
+    top = np.maximum(la, lb)
+    base = np.where(np.isneginf(top), 0, top)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight_a, weight_b = np.exp(la - base), np.exp(lb - base)
+        total = weight_a + weight_b
+        lse = base + np.log(total)
+        share_a, share_b = (np.where(w == 0, 0, w / total)[..., None] for w in (weight_a, weight_b))
+        # a part without weight is left out even where it holds NaN
+        out = np.where(share_a == 0, 0, share_a * a) + np.where(share_b == 0, 0, share_b * b)
+    return out.astype(np.result_type(a, b), copy=False), lse.astype(np.result_type(la, lb), copy=False)

@@ -1,0 +1,48 @@
+"""Checks that every public name shares, and the words they answer with.
+
+A message names the argument, the rule and the value received. Sizes are Python integers until they have been checked.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import Any
+
+
+def integer(value: Any, name: str, minimum: int, *, what: str = "an integer") -> int:
+    """`value` as an int of at least `minimum`; a float is refused even where it is whole, and so is a bool."""
+    try:
+        if isinstance(value, bool) or type(value).__name__ == "bool":
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {what} >= {minimum}; got {value!r} of type {type(value).__name__}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be {what} >= {minimum}; got {number}")
+    return number
+
+
+def size_text(n_bytes: int) -> str:
+    """A number of bytes as people write it."""
+    size = float(n_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TB"
+
+
+def memory_limit() -> int:
+    """Bytes of memory this machine has; without a way to ask, what 64-bit processors address."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 48
+
+
+def allocatable(n_bytes: int, what: str, way_out: str) -> None:
+    """Refuse a size that this machine cannot hold, before anything of it is allocated."""
+    limit = memory_limit()
+    if n_bytes > limit:
+        raise MemoryError(f"{what} takes {size_text(n_bytes)}; this machine has {size_text(limit)}. {way_out}")

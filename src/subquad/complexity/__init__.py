@@ -1,0 +1,1 @@
+"""Time and memory as they grow with n."""

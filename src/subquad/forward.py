@@ -1,0 +1,111 @@
+"""Running a plan: every phase over every head, a few milliseconds of work at a time."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad.inputs import Array, Inputs
+from subquad.kernels import layout, load
+from subquad.plan import GatheredPhase, Phase, Plan
+from subquad.threads import share_out
+
+_TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
+_GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
+
+
+def address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def scratch(d: int, d_v: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """One worker's scratch, floats on a cache line."""
+    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize)
+    lanes = layout.lanes_of(dtype.itemsize)
+    memory = np.empty(floats + lanes, dtype)
+    offset = -(address(memory) // dtype.itemsize) % lanes
+    return memory[offset : offset + floats], np.empty(ints, np.int64)
+
+
+def geometry(inputs: Inputs, plan: Plan, out: Array | None = None, lse: Array | None = None) -> npt.NDArray[np.int64]:
+    """Sizes and strides of one head, in elements, as the kernels read them."""
+    q, k, *rest = inputs.arrays
+    table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
+    table[layout.D], table[layout.SHIFT] = q.shape[-1], plan.shape.shift
+    places = [(q, layout.Q_ROW), (k, layout.K_ROW)]
+    if rest and out is not None:
+        table[layout.D_V] = rest[0].shape[-1]
+        places += [(rest[0], layout.V_ROW), (out, layout.OUT_ROW)]
+    for x, column in places:
+        table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
+    if lse is not None:
+        table[layout.KEEP_LSE], table[layout.LSE_STEP] = 1, lse.strides[-1] // lse.itemsize
+    return table
+
+
+def cut(work: npt.NDArray[np.int64], cost: float) -> list[tuple[int, int]]:
+    """Ranges of tiles (or rows) of about one task each, by the keys they visit: a rule that knows no threads."""
+    if not len(work):
+        return []
+    done = np.cumsum(work + 1) * cost  # a row without keys still has to be written
+    number = ((done - done[0]) // _TASK_FLOPS).astype(np.int64)
+    starts = np.concatenate(([0], np.nonzero(np.diff(number))[0] + 1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(work)], strict=True))
+
+
+def run(plan: Plan, inputs: Inputs, out: Array, lse: Array | None, scale: float, threads: int) -> None:
+    """Write the attention of every head into `out`, and its log-sum-exp into `lse`."""
+    table = geometry(inputs, plan, out, lse)
+    for number, phase in enumerate(plan.phases):
+        table = table.copy()
+        table[layout.FOLD] = int(number > 0)
+        _run_phase(phase, plan, inputs, out, lse, scale, table, threads)
+
+
+def _run_phase(
+    phase: Phase,
+    plan: Plan,
+    inputs: Inputs,
+    out: Array,
+    lse: Array | None,
+    scale: float,
+    table: npt.NDArray[np.int64],
+    threads: int,
+) -> None:
+    q, k, v = inputs.arrays
+    gathered = isinstance(phase, GatheredPhase)
+    if gathered:
+        table[layout.INDEX_COUNT] = len(phase.indices)
+    kernel = load("gathered" if gathered else "tiled", inputs.compute_dtype.name)
+    pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
+    ranges = cut(phase.work, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
+    tables = [address(x) for x in phase]
+    n_heads = q.shape[0] * q.shape[1]
+
+    def worker() -> Callable[[int], None]:
+        floats, ints = scratch(q.shape[-1], v.shape[-1], q.dtype)
+        own = (floats,) if gathered else (floats, ints)
+
+        def do(task: int) -> None:
+            head, part = divmod(task, len(ranges))
+            data = head_addresses(inputs, out, lse, head)
+            kernel(*data, scale, address(table), *tables, *map(address, own), *ranges[part])
+
+        return do
+
+    share_out(n_heads * len(ranges), worker, threads)
+
+
+def head_addresses(inputs: Inputs, out: Array, lse: Array | None, head: int) -> list[int | ctypes.c_void_p]:
+    """Where query, key, value, out and lse of one head begin."""
+    b, h = divmod(head, inputs.arrays[0].shape[1])
+    found: list[int | ctypes.c_void_p] = []
+    for x in (*inputs.arrays, out):
+        own = h if x is out or x is inputs.arrays[0] else h // inputs.group
+        found.append(address(x) + b * x.strides[0] + own * x.strides[1])
+    found.append(ctypes.c_void_p(0) if lse is None else address(lse) + b * lse.strides[0] + h * lse.strides[1])
+    return found

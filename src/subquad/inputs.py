@@ -1,0 +1,157 @@
+"""Coercing and checking arrays: what comes out is safe to hand to a kernel, as (batch, heads, rows, columns) views."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad import checks
+from subquad.patterns.base import Pattern
+
+Array = npt.NDArray[Any]
+
+_NATIVE = ("float32", "float64")
+_HALF = ("float16", "bfloat16")
+
+
+class Inputs(NamedTuple):
+    """Checked arrays, 4-D and in the dtype of the computation, with what the caller's own looked like."""
+
+    arrays: tuple[Array, ...]  # (batch, heads, n, columns) each
+    leading: tuple[int, ...]  # leading axes of the result
+    dtype: np.dtype[Any]  # of the result
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        return self.arrays[0].dtype
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one head of keys."""
+        return self.arrays[0].shape[1] // max(1, self.arrays[1].shape[1])
+
+
+def checked_pattern(pattern: Any) -> Pattern:
+    if not isinstance(pattern, Pattern):
+        raise TypeError(
+            f"pattern must be a subquad pattern, such as Banded(256); got {pattern!r} of type {type(pattern).__name__}"
+        )
+    return pattern
+
+
+def checked_scale(scale: Any, d: int) -> float:
+    if scale is None:
+        return float(d**-0.5)
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real | np.floating | np.integer):
+        raise TypeError(f"scale must be a real number or None; got {scale!r} of type {type(scale).__name__}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale!r}")
+    return float(scale)
+
+
+def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
+    """Query, key and (unless None) value: ranks, sizes, heads and dtypes that go together."""
+    given = {"query": query, "key": key} | ({} if value is None else {"value": value})
+    arrays = {name: _checked_array(x, name) for name, x in given.items()}
+    _check_dtypes(arrays)
+    _check_shapes(arrays)
+    q, k = arrays["query"], arrays["key"]
+    dtype = q.dtype.newbyteorder("=")
+    compute = np.dtype(np.float32) if dtype.name in _HALF else dtype
+    prepared = tuple(_four_axes(_kernel_ready(x, compute)) for x in arrays.values())
+    del k
+    return Inputs(prepared, q.shape[:-2], dtype)
+
+
+def _checked_array(x: Any, name: str) -> Array:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: a pattern says what is masked; pass {name}.filled(0)")
+    array = np.asarray(x)
+    if array.dtype.name not in (*_NATIVE, *_HALF):
+        raise TypeError(
+            f"{name} must have dtype float32, float64, float16 or bfloat16; got {array.dtype}; convert it with astype"
+        )
+    if not 2 <= array.ndim <= 4:
+        raise ValueError(
+            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got {array.ndim} axes: {array.shape}"
+        )
+    if array.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one column; got shape {array.shape}")
+    return array
+
+
+def _check_dtypes(arrays: dict[str, Array]) -> None:
+    if len({x.dtype.newbyteorder("=") for x in arrays.values()}) > 1:
+        found = ", ".join(f"{name} {x.dtype}" for name, x in arrays.items())
+        raise TypeError(f"{' and '.join(arrays)} must have one dtype; got {found}; convert with astype")
+
+
+def _check_shapes(arrays: dict[str, Array]) -> None:
+    q, k = arrays["query"], arrays["key"]
+    for name, x in arrays.items():
+        if x.ndim != q.ndim:
+            raise ValueError(f"{name} must have as many axes as query; got {x.shape} and query {q.shape}")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"key must have query's last axis d = {q.shape[-1]}; got {k.shape} and query {q.shape}")
+    if "value" in arrays and arrays["value"].shape[:-1] != k.shape[:-1]:
+        raise ValueError(f"value must match key but for the last axis; got {arrays['value'].shape} and key {k.shape}")
+    if q.ndim == 4 and q.shape[0] != k.shape[0]:
+        raise ValueError(f"key must have query's batch size {q.shape[0]}; got {k.shape} and query {q.shape}")
+    if q.ndim > 2:
+        heads, shared = q.shape[-3], k.shape[-3]
+        if (heads % shared if shared else heads) != 0:
+            raise ValueError(
+                f"query's heads must be a multiple of key's (grouped-query attention); got {heads} and {shared}"
+            )
+
+
+def _kernel_ready(x: Array, dtype: np.dtype[Any]) -> Array:
+    """In the kernel's dtype, native byte order, aligned, with strides of whole elements; a copy only where it must be."""
+    ready = x.astype(dtype, copy=False)
+    whole = all(stride % ready.itemsize == 0 for stride in ready.strides)
+    return ready if whole and ready.flags.aligned else np.array(ready, order="C")
+
+
+def _four_axes(x: Array) -> Array:
+    return x[(None,) * (4 - x.ndim)]
+
+
+def checked_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Any]) -> Array:
+    """`out` as the caller gave it, once it is sure that the result may be written there."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a NumPy array; got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out must have the result's shape {shape}; got {out.shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have the result's dtype {dtype}; got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable; got a read-only array")
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out must not repeat its own memory (a stride of 0); got strides {out.strides}")
+    for name, x in inputs.items():
+        if isinstance(x, np.ndarray) and _overlap(out, x):
+            raise ValueError(f"out must not overlap {name}: the result would be written over what is still to be read")
+    return out
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=100_000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
+    """An array for a result, or a MemoryError that names it."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    checks.allocatable(n_bytes, f"the {name} of shape {shape} and dtype {dtype}", "Work on fewer rows or heads at a time.")
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:
+        raise MemoryError(f"the {name} of shape {shape} takes {checks.size_text(n_bytes)}: not to be had") from None

@@ -1,0 +1,175 @@
+"""Kernels as native functions: compiled once by Numba, then kept as object code that llvmlite loads by itself.
+
+A kernel takes pointers and numbers, allocates nothing and raises nothing, so its object code needs nothing from
+Python. Loading it takes some 50 ms against the 0.6 s of importing Numba and warming its registries, and `ctypes` lets
+go of the GIL while it runs.
+
+The cache file is named after everything that shapes the code: the bytes of every module in this package, the versions
+of Numba, llvmlite and Python, the processor and its features. An edit to any kernel therefore never meets old code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import threading
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# one letter an argument: x pointer to elements, i to int64, u to uint16; n int64, f float64
+SIGNATURES = {
+    "tiled": "xxxxxfiiiiiuxinn",
+    "gathered": "xxxxxfiiixnn",
+    "scores": "xxxfiiixnn",
+    "peak": "xn",
+}
+
+_CTYPES = {"x": ctypes.c_void_p, "i": ctypes.c_void_p, "u": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_double}
+_DIGEST_BYTES = 32
+_lock = threading.RLock()
+_loaded: dict[tuple[str, str], Any] = {}
+_engines: list[Any] = []  # LLVM frees a kernel's code with the engine that loaded it
+
+
+def load(name: str, dtype: str) -> Any:
+    """The kernel `name` for element type `dtype` as a `ctypes` function."""
+    kernel = _loaded.get((name, dtype))
+    if kernel is None:
+        with _lock:
+            kernel = _loaded.get((name, dtype))
+            if kernel is None:
+                kernel = _loaded[name, dtype] = _bring_in(name, dtype)
+    return kernel
+
+
+def _bring_in(name: str, dtype: str) -> Any:
+    symbol = f"subquad_{name}_{dtype}"
+    path = _cache_path(symbol)
+    machine_code = _read(path) if path else None
+    if machine_code is None:
+        machine_code = _compile(name, dtype, symbol)
+        if path:
+            _write(path, machine_code)
+    address = _link(machine_code, symbol)
+    return ctypes.CFUNCTYPE(None, *(_CTYPES[letter] for letter in SIGNATURES[name]))(address)
+
+
+@functools.cache
+def _target() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="pic", codemodel="default", jit=True
+    )
+
+
+def _compile(name: str, dtype: str, symbol: str) -> bytes:
+    import llvmlite.binding as llvm
+
+    from subquad.kernels.entry import compile_to_ir
+
+    text, native_name = compile_to_ir(name, dtype)
+    module = llvm.parse_assembly(text.replace(native_name, symbol))
+    # Numba compiles each function for itself, with a way to raise. Seen as one program none of them raises: the
+    # optimiser drops those ways, and with them every symbol that only a running Numba could supply.
+    for function in module.functions:
+        if not function.is_declaration and function.name != symbol:
+            function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    passes = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    return bytes(_target().emit_object(module))
+
+
+def _link(machine_code: bytes, symbol: str) -> int:
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    _engines.append(engine)
+    address = engine.get_function_address(symbol)
+    if not address:
+        raise RuntimeError(f"compiled kernel lacks its symbol {symbol!r}; clear the cache in {cache_directory()}")
+    return int(address)
+
+
+# --- the cache on disk ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of everything that shapes the machine code."""
+    import llvmlite.binding as llvm
+
+    digest = hashlib.sha256()
+    facts = [version("numba"), version("llvmlite"), sys.version, llvm.get_host_cpu_name()]
+    facts += [llvm.get_host_cpu_features().flatten(), llvm.get_default_triple(), os.environ.get("NUMBA_OPT", "")]
+    digest.update("\0".join(facts).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def cache_directory() -> Path | None:
+    """Where machine code is kept: `SUBQUAD_CACHE_DIR`, or `subquad` in the user's cache; None with `SUBQUAD_CACHE=0`."""
+    if os.environ.get("SUBQUAD_CACHE") == "0":
+        return None
+    chosen = os.environ.get("SUBQUAD_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
+    return Path(base) / "subquad"
+
+
+def _cache_path(symbol: str) -> Path | None:
+    """The cache file of a kernel, if its directory can be had and belongs to this user alone."""
+    directory = cache_directory()
+    if directory is None:
+        return None
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except (OSError, RuntimeError):
+        return None
+    if hasattr(os, "getuid"):
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or shared:
+            return None
+    return directory / f"{symbol}-{source_digest()}.o"
+
+
+def _read(path: Path) -> bytes | None:
+    """The machine code in a cache file, unless it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, machine_code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    return machine_code if hashlib.sha256(machine_code).digest() == digest else None
+
+
+def _write(path: Path, machine_code: bytes) -> None:
+    """Write whole or not at all: other processes may be reading, or writing the same file."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(machine_code).digest() + machine_code)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        return

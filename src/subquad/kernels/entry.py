@@ -1,0 +1,36 @@
+"""The kernels' outer faces: C functions over pointers, one per element type. Numba is imported here and below alone."""
+
+from numba import cfunc, types
+
+from subquad.kernels import simd
+from subquad.kernels.build import SIGNATURES
+from subquad.kernels.gathered import forward_gathered, pair_scores
+from subquad.kernels.jit import OPTIONS
+from subquad.kernels.tiled import forward_tiled
+
+
+def peak(x, rounds):
+    """Nothing but multiply-adds on registers: ten independent chains of AVX2 vectors."""
+    a = b = c = d = e = simd.load(x, 0)
+    s = simd.load(x, simd.width_of(x))
+    for _ in range(rounds):
+        a, b, c = simd.fma(a, s, s), simd.fma(b, s, s), simd.fma(c, s, s)
+        d, e = simd.fma(d, s, s), simd.fma(e, s, s)
+    simd.store(x, 0, a + b + c + d + e)
+
+
+FUNCTIONS = {"tiled": forward_tiled, "gathered": forward_gathered, "scores": pair_scores, "peak": peak}
+
+
+def compile_to_ir(name: str, dtype: str) -> tuple[str, str]:
+    """Optimised LLVM text of a kernel, and its symbol."""
+    kinds = {
+        "x": types.CPointer(getattr(types, dtype)),
+        "i": types.CPointer(types.int64),
+        "u": types.CPointer(types.uint16),
+        "n": types.int64,
+        "f": types.float64,
+    }
+    signature = types.void(*(kinds[letter] for letter in SIGNATURES[name]))
+    compiled = cfunc(signature, **OPTIONS)(FUNCTIONS[name])
+    return compiled.inspect_llvm(), compiled.native_name

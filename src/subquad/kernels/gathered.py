@@ -1,0 +1,153 @@
+"""Forward over one key list per query row: vectors run along d, and what is needed soon is asked for ahead of time."""
+
+import numpy as np
+
+from subquad.kernels import layout
+from subquad.kernels.jit import device
+from subquad.kernels.layout import STEP
+from subquad.kernels.simd import (
+    at, broadcast, exp2, fma, greater, lane_max, lane_sum, larger, load, load_part, log2, not_equal_or_nan, prefetch,
+    select, splat, store, width_of,
+)  # fmt: skip
+
+# Keys ahead whose rows are asked for, about one row's list. 64 random keys a row, n = 16,384, d = 64: 23 ms without,
+# 18 ms with it; a scalar loop takes 28 ms.
+AHEAD = 64
+
+
+@device
+def load_row(x_padded, x, column_step, width, factor):
+    """x_padded = factor x, with zeros up to a whole vector."""
+    lanes = width_of(x)
+    if width % lanes != 0:
+        store(x_padded, width // lanes * lanes, splat(x, 0.0))
+    for c in range(width):
+        x_padded[c] = x[c * column_step]
+    for c in range(0, width, lanes):
+        store(x_padded, c, load(x_padded, c) * factor)
+
+
+@device
+def dot(q, row, column_step, d, spare):
+    """sum_c q[c] row[c], lane by lane and then by halves: a fixed order. q is padded with zeros; `spare` holds d."""
+    lanes = width_of(q)
+    if column_step != 1:
+        for c in range(d):
+            spare[c] = row[c * column_step]
+        row = spare
+    total, whole = splat(q, 0.0), d // lanes * lanes
+    for c in range(0, whole, lanes):
+        total = fma(load(row, c), load(q, c), total)
+    if whole < d:
+        total = fma(load_part(row, whole, d - whole), load(q, whole), total)
+    return lane_sum(total)
+
+
+@device
+def attend_list(q, k, v, o, s, m, denom, spare, indices, begin, stop, geometry):
+    """Fold the keys indices[begin:stop] into the running softmax of one row: o, its maximum m and its sum denom."""
+    lanes, n_keys, end = width_of(q), stop - begin, geometry[layout.INDEX_COUNT]
+    d, k_row, k_column = geometry[layout.D], geometry[layout.K_ROW], geometry[layout.K_COLUMN]
+    d_v, v_row, v_column = geometry[layout.D_V], geometry[layout.V_ROW], geometry[layout.V_COLUMN]
+
+    # s = q . K, followed by -inf up to a whole vector
+    top = never = splat(q, -np.inf)
+    store(s, n_keys // lanes * lanes, never)
+    for e in range(begin, stop):
+        if e + AHEAD < end:
+            prefetch(k, indices[e + AHEAD] * k_row, d)
+            prefetch(v, indices[e + AHEAD] * v_row, d_v)
+        s[e - begin] = dot(q, at(k, indices[e] * k_row), k_column, d, spare)
+
+    # s = 2^(s - maximum)
+    for j in range(0, n_keys, lanes):
+        top = larger(load(s, j), top)
+    before = load(m, 0)
+    top = larger(splat(q, lane_max(top)), before)
+    base = select(greater(top, never), top, splat(q, 0.0))
+    alpha, total = exp2(before - base), splat(q, 0.0)
+    for j in range(0, n_keys, lanes):
+        p = exp2(load(s, j) - base)
+        store(s, j, p)
+        total = total + p
+    store(m, 0, top)
+    store(denom, 0, fma(load(denom, 0), alpha, splat(q, lane_sum(total))))
+
+    # o = alpha o + s V: four vectors of columns at a time, then one, then part of one
+    c = 0
+    while c + 4 * lanes <= d_v and v_column == 1:
+        o0, o1 = load(o, c) * alpha, load(o, c + lanes) * alpha
+        o2, o3 = load(o, c + 2 * lanes) * alpha, load(o, c + 3 * lanes) * alpha
+        for e in range(begin, stop):
+            p, row = broadcast(s, e - begin), at(v, indices[e] * v_row + c)
+            o0, o1 = fma(p, load(row, 0), o0), fma(p, load(row, lanes), o1)
+            o2, o3 = fma(p, load(row, 2 * lanes), o2), fma(p, load(row, 3 * lanes), o3)
+        store(o, c, o0)
+        store(o, c + lanes, o1)
+        store(o, c + 2 * lanes, o2)
+        store(o, c + 3 * lanes, o3)
+        c += 4 * lanes
+    while c < d_v:
+        width, total = min(lanes, d_v - c), load(o, c) * alpha
+        for e in range(begin, stop):
+            row = at(v, indices[e] * v_row + c * v_column)
+            if v_column != 1:
+                for i in range(width):
+                    spare[i] = row[i * v_column]
+                row = spare
+            total = fma(broadcast(s, e - begin), load_part(row, 0, width), total)
+        store(o, c, total)
+        c += lanes
+
+
+def forward_gathered(q, k, v, out, lse, scale, geometry, indptr, indices, floats, first, last):
+    """out[i] = softmax(scale q[i] . K[list i]) V[list i] for rows first <= i < last of one head."""
+    lanes, d, d_v = width_of(q), geometry[layout.D], geometry[layout.D_V]
+    q_row, o = floats, at(floats, (d + lanes - 1) // lanes * lanes)
+    s = at(o, (d_v + lanes - 1) // lanes * lanes)
+    m, denom, spare = at(s, STEP + lanes), at(s, STEP + 2 * lanes), at(s, STEP + 3 * lanes)
+    zero, one, never, fold = splat(q, 0.0), splat(q, 1.0), splat(q, -np.inf), geometry[layout.FOLD] == 1
+    factor, out_column = splat(q, scale / np.log(2.0)), geometry[layout.OUT_COLUMN]
+    for i in range(first, last):
+        if indptr[i] == indptr[i + 1] and fold:
+            continue
+        out_row, lse_row = at(out, i * geometry[layout.OUT_ROW]), at(lse, i * geometry[layout.LSE_STEP])
+        load_row(q_row, at(q, i * geometry[layout.Q_ROW]), geometry[layout.Q_COLUMN], d, factor)
+        if fold:
+            before = broadcast(lse_row, 0)
+            store(denom, 0, select(not_equal_or_nan(before, never), one, zero))
+            store(m, 0, before * splat(q, 1.0 / np.log(2.0)))
+            load_row(o, out_row, out_column, d_v, one)
+        else:
+            store(m, 0, never)
+            store(denom, 0, zero)
+            for c in range(0, d_v, lanes):
+                store(o, c, zero)
+        for begin in range(indptr[i], indptr[i + 1], STEP):
+            stop = min(begin + STEP, indptr[i + 1])
+            attend_list(q_row, k, v, o, s, m, denom, spare, indices, begin, stop, geometry)
+        # a row that saw no key becomes 0 with lse -inf
+        weight = load(denom, 0)
+        seen = not_equal_or_nan(weight, zero)
+        inverse = select(seen, one / weight, zero)
+        for c in range(0, d_v, lanes):
+            store(o, c, load(o, c) * inverse)
+        for c in range(d_v):
+            out_row[c * out_column] = o[c]
+        if geometry[layout.KEEP_LSE] == 1:
+            store(m, 0, select(seen, (load(m, 0) + log2(weight)) * splat(q, np.log(2.0)), never))
+            lse_row[0] = m[0]
+
+
+def pair_scores(q, k, data, scale, geometry, indptr, indices, floats, first, last):
+    """data[e] = scale q[i] . K[indices[e]] for the listed keys of rows first <= i < last of one head."""
+    lanes, d, end = width_of(q), geometry[layout.D], geometry[layout.INDEX_COUNT]
+    k_row, k_column = geometry[layout.K_ROW], geometry[layout.K_COLUMN]
+    q_row, spare = floats, at(floats, (d + lanes - 1) // lanes * lanes)
+    factor = splat(q, scale)
+    for i in range(first, last):
+        load_row(q_row, at(q, i * geometry[layout.Q_ROW]), geometry[layout.Q_COLUMN], d, factor)
+        for e in range(indptr[i], indptr[i + 1]):
+            if e + AHEAD < end:
+                prefetch(k, indices[e + AHEAD] * k_row, d)
+            data[e] = dot(q_row, at(k, indices[e] * k_row), k_column, d, spare)

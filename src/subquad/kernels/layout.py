@@ -1,0 +1,58 @@
+"""The tables that plans and kernels share: what each column holds. Everything is int64; distances count elements.
+
+A *tile* is up to `lanes` query rows that are worked on together. A *run* is a series of keys it visits. Keys stand on
+one long axis: the keys themselves first, then every key list of the plan, each from a multiple of `STEP` on; a step of
+the online softmax takes the visited keys between two multiples of STEP on that axis. So how a row's result is rounded
+depends on its own keys alone, never on the rows beside it.
+"""
+
+STEP = 96  # keys in one step of the online softmax: a multiple of the 6 rows of the register tile
+
+# tiles[t]: rows are FIRST_ROW + i * ROW_STEP, or rows[ROW_LIST + i]; runs are RUN_BEGIN <= r < RUN_END
+FIRST_ROW, ROW_STEP, ROW_LIST, ROW_COUNT, RUN_BEGIN, RUN_END = range(6)
+TILE_COLUMNS = 6
+
+# runs[r]: keys are FIRST_KEY + t * KEY_STEP, or keys[KEY_LIST + t], for t < KEY_COUNT; the first one stands at AXIS.
+# Keys FULL_BEGIN <= t < FULL_END are allowed to every row; the others as MASK says.
+FIRST_KEY, KEY_STEP, KEY_LIST, KEY_COUNT, AXIS, FULL_BEGIN, FULL_END, MASK, LEFT, RIGHT, BLOCK = range(11)
+RUN_COLUMNS = 11
+BITS_AT = LEFT
+
+# MASK: every key | p // BLOCK - LEFT <= j // BLOCK <= p // BLOCK + RIGHT | its negation | bits[BITS_AT + t], a bit a row
+MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
+
+# geometry: sizes and strides of one head
+(
+    D,
+    D_V,
+    SHIFT,  # position of query row 0: n_k - n_q
+    FOLD,  # 1: `out` and `lse` hold an earlier result over other keys, to go on from
+    KEEP_LSE,
+    Q_ROW,
+    Q_COLUMN,
+    K_ROW,
+    K_COLUMN,
+    V_ROW,
+    V_COLUMN,
+    OUT_ROW,
+    OUT_COLUMN,
+    LSE_STEP,
+    INDEX_COUNT,  # gathered: length of the index list, the end of what may be prefetched
+) = range(15)
+GEOMETRY_COLUMNS = 15
+
+NO_LIST = -1
+VECTOR_BYTES = 64
+
+
+def lanes_of(itemsize: int) -> int:
+    """Query rows in a tile: the elements of one 64-byte vector."""
+    return VECTOR_BYTES // itemsize
+
+
+def scratch_sizes(d: int, d_v: int, itemsize: int) -> tuple[int, int]:
+    """Elements of float and of int64 scratch that one worker of any kernel needs."""
+    lanes = lanes_of(itemsize)
+    padded = [(width + lanes - 1) // lanes * lanes for width in (d, d_v)]
+    floats = lanes * (padded[0] + padded[1] + STEP + 8 + 4)
+    return floats, 3 * (STEP + 8) + 4 * lanes

@@ -1,0 +1,372 @@
+"""The vector layer: a Numba type whose values are 64-byte LLVM vectors, and the few operations kernels need.
+
+A `Lanes` value is an ordinary local variable: 16 float32 or 8 float64, one AVX-512 register, two AVX2 registers or
+four NEON registers, whichever the host has: LLVM splits it, the source stays one. Memory is reached through
+`CPointer` values and `getelementptr` alone. Offsets count elements. Loads and stores need element alignment only.
+Lane masks are plain 64-bit integers, lane 0 in bit 0.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+VECTOR_BYTES = 64
+
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+class Lanes(types.Type):
+    """A vector of `count` floats of the Numba type `scalar`."""
+
+    def __init__(self, scalar):
+        self.scalar = scalar
+        self.bits = scalar.bitwidth
+        self.count = VECTOR_BYTES * 8 // scalar.bitwidth
+        element = ir.FloatType() if scalar.bitwidth == 32 else ir.DoubleType()
+        self.ir_element = element
+        self.ir = ir.VectorType(element, self.count)
+        self.ir_int = ir.VectorType(ir.IntType(scalar.bitwidth), self.count)
+        super().__init__(name=f"lanes_{scalar}x{self.count}")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.ir)
+
+
+LANES = {types.float32: Lanes(types.float32), types.float64: Lanes(types.float64)}
+
+
+def emit_constant(lanes, value):
+    return ir.Constant(lanes.ir, [value] * lanes.count)
+
+
+def _call(builder, name, lanes, args):
+    function_type = ir.FunctionType(lanes.ir, [a.type for a in args])
+    suffix = f"v{lanes.count}f{lanes.bits}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), args)
+
+
+def emit_splat(builder, lanes, scalar):
+    one = builder.insert_element(ir.Constant(lanes.ir, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes.count), [0] * lanes.count)
+    return builder.shuffle_vector(one, ir.Constant(lanes.ir, ir.Undefined), zeros)
+
+
+def lanes_address(builder, pointer, offset, lanes):
+    return builder.bitcast(builder.gep(pointer, [offset]), lanes.ir.as_pointer())
+
+
+def emit_fma(builder, lanes, x, y, z):
+    return _call(builder, "llvm.fma", lanes, [x, y, z])
+
+
+def emit_larger(builder, x, y):
+    """x where x > y, else y."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _align(lanes):
+    return lanes.bits // 8
+
+
+@intrinsic
+def width_of(typing_context, pointer):
+    """Lanes in a vector of what `pointer` points to: a constant."""
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(_I64, LANES[pointer.dtype].count)
+
+    return types.int64(pointer), codegen
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def at(typing_context, pointer, offset):
+    """The pointer `offset` elements further on."""
+
+    def codegen(context, builder, sig, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), codegen
+
+
+@intrinsic
+def load(typing_context, pointer, offset):
+    """The lanes stored from `pointer[offset]` on."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        return builder.load(lanes_address(builder, args[0], args[1], lanes), align=_align(lanes))
+
+    return lanes(pointer, types.intp), codegen
+
+
+@intrinsic
+def load_part(typing_context, pointer, offset, count):
+    """The first `count` lanes stored from `pointer[offset]` on, then zeros; nothing past them is touched."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        address = lanes_address(builder, args[0], args[1], lanes)
+        integers = ir.VectorType(_I64, lanes.count)
+        zeros = ir.Constant(ir.VectorType(_I32, lanes.count), [0] * lanes.count)
+        first = builder.insert_element(ir.Constant(integers, ir.Undefined), args[2], ir.Constant(_I32, 0))
+        counts = builder.shuffle_vector(first, ir.Constant(integers, ir.Undefined), zeros)
+        mask = builder.icmp_signed("<", ir.Constant(integers, list(range(lanes.count))), counts)
+        arguments = [address, ir.Constant(_I32, _align(lanes)), mask, emit_constant(lanes, 0.0)]
+        function_type = ir.FunctionType(lanes.ir, [a.type for a in arguments])
+        name = f"llvm.masked.load.v{lanes.count}f{lanes.bits}.p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+    return lanes(pointer, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store(typing_context, pointer, offset, value):
+    """Write lanes from `pointer[offset]` on."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], lanes_address(builder, args[0], args[1], lanes), align=_align(lanes))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, lanes), codegen
+
+
+@intrinsic
+def broadcast(typing_context, pointer, offset):
+    """`pointer[offset]` in every lane."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        return emit_splat(builder, lanes, builder.load(builder.gep(args[0], [args[1]]), align=_align(lanes)))
+
+    return lanes(pointer, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typing_context, pointer, offset, count):
+    """Ask for the cache lines of `count` elements from `pointer[offset]` on; never faults."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        start = builder.gep(args[0], [args[1]])
+        byte_pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[2], ir.Constant(_I64, lanes.count)) as (c, _):
+            address = builder.bitcast(builder.gep(start, [c]), byte_pointer)
+            builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, types.intp), codegen
+
+
+# --- constants and arithmetic -----------------------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typing_context, pointer, scalar):
+    """The number `scalar` in every lane, in the element type of `pointer`."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        return emit_splat(builder, lanes, context.cast(builder, args[1], sig.args[1], pointer.dtype))
+
+    return lanes(pointer, scalar), codegen
+
+
+def _binary(op, method):
+    # typed and lowered by hand: an `overload` would be one more function to compile
+    @infer_global(op)
+    class Typed(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and isinstance(args[0], Lanes) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(op, Lanes, Lanes)
+    def lowered(context, builder, sig, args):
+        return getattr(builder, method)(*args)
+
+
+_binary(operator.add, "fadd")
+_binary(operator.sub, "fsub")
+_binary(operator.mul, "fmul")
+_binary(operator.truediv, "fdiv")
+
+
+@intrinsic
+def fma(typing_context, x, y, z):
+    """x * y + z, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return emit_fma(builder, x, *args)
+
+    return x(x, x, x), codegen
+
+
+@intrinsic
+def larger(typing_context, x, y):
+    """x where x > y, else y: a NaN in `x` is dropped, a NaN in `y` is kept."""
+
+    def codegen(context, builder, sig, args):
+        return emit_larger(builder, *args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def lane_sum(typing_context, x):
+    """The sum of the lanes, by halves: always the same tree, so always the same bits."""
+
+    def codegen(context, builder, sig, args):
+        value, width = args[0], x.count
+        while width > 1:
+            half = width // 2
+            low, high = (
+                ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))) for start in (0, half)
+            )
+            undefined = ir.Constant(value.type, ir.Undefined)
+            value = builder.fadd(
+                builder.shuffle_vector(value, undefined, low), builder.shuffle_vector(value, undefined, high)
+            )
+            width = half
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return x.scalar(x), codegen
+
+
+@intrinsic
+def lane_max(typing_context, x):
+    """The largest lane; NaN lanes may be dropped."""
+
+    def codegen(context, builder, sig, args):
+        value, width = args[0], x.count
+        while width > 1:
+            half = width // 2
+            low, high = (
+                ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))) for start in (0, half)
+            )
+            undefined = ir.Constant(value.type, ir.Undefined)
+            first, second = (builder.shuffle_vector(value, undefined, part) for part in (low, high))
+            value = builder.select(builder.fcmp_ordered(">", first, second), first, second)
+            width = half
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return x.scalar(x), codegen
+
+
+# --- masks ------------------------------------------------------------------------------------------------------
+
+
+def emit_mask(builder, lanes, bits):
+    narrow = builder.trunc(bits, ir.IntType(lanes.count))
+    return builder.bitcast(narrow, ir.VectorType(_I1, lanes.count))
+
+
+@intrinsic
+def select(typing_context, bits, x, y):
+    """x in the lanes whose bit is set, else y."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(emit_mask(builder, x, args[0]), args[1], args[2])
+
+    return x(types.int64, x, x), codegen
+
+
+def _comparison(name, ordered, operation):
+    @intrinsic
+    def compare(typing_context, x, y):
+        def codegen(context, builder, sig, args):
+            emit = builder.fcmp_ordered if ordered else builder.fcmp_unordered
+            mask = builder.bitcast(emit(operation, *args), ir.IntType(x.count))
+            return builder.zext(mask, _I64)
+
+        return types.int64(x, x), codegen
+
+    compare.__name__ = name
+    return compare
+
+
+greater = _comparison("greater", True, ">")
+not_equal_or_nan = _comparison("not_equal_or_nan", False, "!=")
+
+
+# --- exponential and logarithm ------------------------------------------------------------------------------------
+
+
+def _exp2_coefficients(degree):
+    """Chebyshev interpolant of 2**f on [-1/2, 1/2], lowest power first; the constant is exactly 1 so that exp2(0) is."""
+    interpolant = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
+    coefficients = interpolant.convert(kind=np.polynomial.Polynomial).coef
+    coefficients[0] = 1.0
+    return [float(c) for c in coefficients]
+
+
+# bits of the mantissa, exponent bias, degree of exp2 (relative error 2e-7 / 3e-16), terms of the log series
+_FORMAT = {32: (23, 127, 6, 6), 64: (52, 1023, 12, 12)}
+
+
+@intrinsic
+def exp2(typing_context, x):
+    """2**x for x <= 0: a magic number rounds x to n, a polynomial gives 2**f, and n + bias becomes the exponent.
+
+    The exponent multiplies rather than adds to the bits, so a NaN stays one. Below 2**-bias the result is exactly 0.
+    """
+    mantissa, bias, degree, _ = _FORMAT[x.bits]
+    magic = 1.5 * 2.0**mantissa + bias
+
+    def codegen(context, builder, sig, args):
+        floor = emit_constant(x, -float(bias))
+        value = builder.select(builder.fcmp_ordered(">", floor, args[0]), floor, args[0])
+        shifted = builder.fadd(value, emit_constant(x, magic))
+        fraction = builder.fsub(value, builder.fsub(shifted, emit_constant(x, magic)))
+        coefficients = _exp2_coefficients(degree)
+        power = emit_constant(x, coefficients[-1])
+        for coefficient in reversed(coefficients[:-1]):
+            power = emit_fma(builder, x, power, fraction, emit_constant(x, coefficient))
+        shift = ir.Constant(x.ir_int, [mantissa] * x.count)
+        scale = builder.bitcast(builder.shl(builder.bitcast(shifted, x.ir_int), shift), x.ir)
+        return builder.fmul(power, scale)
+
+    return x(x), codegen
+
+
+@intrinsic
+def log2(typing_context, x):
+    """log2 of positive normal lanes: exponent plus the atanh series of the mantissa in [sqrt(1/2), sqrt(2)); NaN stays."""
+    mantissa, _, _, terms = _FORMAT[x.bits]
+
+    def codegen(context, builder, sig, args):
+        def integers(value):
+            return ir.Constant(x.ir_int, [value] * x.count)
+
+        bits = builder.bitcast(args[0], x.ir_int)
+        # subtracting the bits of sqrt(1/2) makes the exponent field count from there
+        root_half = int(np.array(0.5**0.5, f"f{x.bits // 8}").view(f"i{x.bits // 8}"))
+        exponent = builder.ashr(builder.sub(bits, integers(root_half)), integers(mantissa))
+        reduced_bits = builder.sub(bits, builder.shl(exponent, integers(mantissa)))
+        reduced = builder.bitcast(reduced_bits, x.ir)
+        one = emit_constant(x, 1.0)
+        ratio = builder.fdiv(builder.fsub(reduced, one), builder.fadd(reduced, one))
+        square = builder.fmul(ratio, ratio)
+        series = emit_constant(x, 1.0 / (2 * terms + 1))
+        for k in reversed(range(terms)):
+            series = emit_fma(builder, x, series, square, emit_constant(x, 1.0 / (2 * k + 1)))
+        mantissa_log = builder.fmul(builder.fmul(ratio, series), emit_constant(x, 2.0 / float(np.log(2.0))))
+        result = builder.fadd(builder.sitofp(exponent, x.ir), mantissa_log)
+        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), args[0], result)
+
+    return x(x), codegen

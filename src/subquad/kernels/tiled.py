@@ -1,0 +1,161 @@
+"""Forward over tiles of query rows: a row of the tile is a lane, keys and values are read where they lie."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subquad.kernels import layout
+from subquad.kernels.jit import device
+from subquad.kernels.layout import STEP
+from subquad.kernels.simd import at, fma, load, log2, not_equal_or_nan, select, splat, store, width_of
+from subquad.kernels.softmax import attend_step
+from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
+
+
+class Work(NamedTuple):
+    """One worker's scratch. X^T is (columns of X, lanes)."""
+
+    q_t: Any  # (d, lanes): scaled queries
+    o_t: Any  # (d_v, lanes): running sum of weighted values
+    s_t: Any  # (STEP + 8, lanes): scores, then weights
+    m: Any  # (lanes,): running maximum
+    denom: Any  # (lanes,): running sum of the weights
+    spare: Any  # (lanes,)
+    k_off: Any  # (STEP + 8,): where the keys of this step lie
+    v_off: Any  # (STEP + 8,)
+    mask: Any  # (STEP + 8,): which rows each key is allowed to
+    row: Any  # (lanes,): the rows of the tile; lanes past the last one repeat it
+    position: Any  # (lanes,)
+    low: Any  # (lanes,): first and last key of a band
+    high: Any  # (lanes,)
+
+
+@device
+def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
+    """Add keys begin <= t < stop of a run to the step; returns 1 if any of them needs its mask.
+
+    The mask of a band: rows ascend, so the rows that may see key j lie between two pointers that only move up.
+    """
+    lanes, kind, listed = width_of(work.m), run[layout.MASK], run[layout.KEY_LIST]
+    whole = kind == layout.MASK_FULL or (run[layout.FULL_BEGIN] <= begin and stop <= run[layout.FULL_END])
+    block = run[layout.BLOCK]
+    if not whole and kind != layout.MASK_BITS:
+        for i in range(lanes):
+            center = work.position[i] // block
+            work.low[i] = (center - run[layout.LEFT]) * block
+            work.high[i] = (center + run[layout.RIGHT] + 1) * block - 1
+    reached, passed, at_step = 0, 0, filled
+    for t in range(begin, stop):
+        j = keys[listed + t] if listed >= 0 else run[layout.FIRST_KEY] + t * run[layout.KEY_STEP]
+        work.k_off[at_step] = j * geometry[layout.K_ROW]
+        work.v_off[at_step] = j * geometry[layout.V_ROW]
+        if whole or run[layout.FULL_BEGIN] <= t < run[layout.FULL_END]:
+            work.mask[at_step] = -1
+        elif kind == layout.MASK_BITS:
+            work.mask[at_step] = np.int64(bits[run[layout.BITS_AT] + t])
+        else:
+            while reached < lanes and work.low[reached] <= j:
+                reached += 1
+            while passed < lanes and work.high[passed] < j:
+                passed += 1
+            inside = ((1 << reached) - 1) & ~((1 << passed) - 1)
+            work.mask[at_step] = ~inside if kind == layout.MASK_OUTSIDE_BAND else inside
+        at_step += 1
+    return np.int64(0) if whole else np.int64(1)
+
+
+@device
+def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
+    """Every key of the tile, a step of the online softmax at a time."""
+    nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
+    filled = step = masked = nothing
+    for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
+        run = at(runs, r * layout.RUN_COLUMNS)
+        begin, count, axis = nothing, run[layout.KEY_COUNT], run[layout.AXIS]
+        while begin < count:
+            here = (axis + begin) // STEP
+            if filled > 0 and here != step:
+                attend_step(work, k, v, filled, masked, careful, geometry)
+                filled = masked = nothing
+            step = here
+            stop = min(count, (here + 1) * STEP - axis)
+            masked |= append_keys(work, run, keys, bits, geometry, begin, stop, filled)
+            filled += stop - begin
+            begin = stop
+    if filled > 0:
+        attend_step(work, k, v, filled, masked, careful, geometry)
+
+
+@device
+def start_tile(work, tile, out, lse, geometry):
+    """No keys seen yet, or the state that an earlier phase left in `out` and `lse`."""
+    lanes, d_v, zero, one = width_of(out), geometry[layout.D_V], splat(out, 0.0), splat(out, 1.0)
+    if geometry[layout.FOLD] == 0:
+        store(work.m, 0, splat(out, -np.inf))
+        store(work.denom, 0, zero)
+        for c in range(d_v):
+            store(work.o_t, c * lanes, zero)
+    else:
+        for i in range(lanes):
+            work.m[i] = lse[work.row[i] * geometry[layout.LSE_STEP]]
+        before = load(work.m, 0)
+        seen = not_equal_or_nan(before, splat(out, -np.inf))
+        store(work.denom, 0, select(seen, one, zero))
+        store(work.m, 0, before * splat(out, 1.0 / np.log(2.0)))
+        out_row, out_column = geometry[layout.OUT_ROW], geometry[layout.OUT_COLUMN]
+        rows_to_lanes(work.o_t, out, work.row, out_row, out_column, d_v, one, work.spare)
+
+
+@device
+def finish_tile(work, tile, out, lse, geometry, careful):
+    """Divide by the sum of the weights and write; a row that saw no key becomes 0 with lse -inf.
+
+    Unless `careful`, a tile with a NaN or an infinity is left unwritten, and the answer is 0.
+    """
+    lanes, d_v, zero, count = width_of(out), geometry[layout.D_V], splat(out, 0.0), tile[layout.ROW_COUNT]
+    if not careful:
+        total = zero
+        for c in range(d_v):
+            total = fma(load(work.o_t, c * lanes), zero, total)
+        if not_equal_or_nan(total, zero) & ((1 << count) - 1) != 0:
+            return 0
+    m, denom = load(work.m, 0), load(work.denom, 0)
+    seen = not_equal_or_nan(denom, zero)
+    inverse = select(seen, splat(out, 1.0) / denom, zero)
+    out_row, out_column = geometry[layout.OUT_ROW], geometry[layout.OUT_COLUMN]
+    lanes_to_rows(out, work.o_t, work.row, out_row, out_column, d_v, inverse, count, work.spare)
+    if geometry[layout.KEEP_LSE] == 1:
+        natural = (m + log2(denom)) * splat(out, np.log(2.0))
+        store(work.spare, 0, select(seen, natural, splat(out, -np.inf)))
+        for i in range(count):
+            lse[work.row[i] * geometry[layout.LSE_STEP]] = work.spare[i]
+    return 1
+
+
+def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, bits, floats, ints, first, last):
+    """out = softmax(scale Q K^T) V over the runs of tiles first <= t < last of one head.
+
+    Weights of masked keys are 0, but 0 times a NaN or infinite value would leak into rows that may not see it. So a
+    tile whose result is not finite is done once more, leaving masked keys out: nothing to pay where all is finite.
+    """
+    lanes, padded = width_of(q), STEP + 8
+    d, d_v = geometry[layout.D], geometry[layout.D_V]
+    s_t, q_t = at(floats, 3 * lanes), at(floats, (3 + padded) * lanes)
+    row = at(ints, 3 * padded)
+    work = Work(
+        q_t, at(q_t, d * lanes), s_t, floats, at(floats, lanes), at(floats, 2 * lanes),
+        ints, at(ints, padded), at(ints, 2 * padded), row, at(row, lanes), at(row, 2 * lanes), at(row, 3 * lanes),
+    )  # fmt: skip
+    factor = splat(q, scale / np.log(2.0))
+    for t in range(first, last):
+        tile = at(tiles, t * layout.TILE_COLUMNS)
+        for i in range(lanes):
+            lane, listed = min(i, tile[layout.ROW_COUNT] - 1), tile[layout.ROW_LIST]
+            row[i] = rows[listed + lane] if listed >= 0 else tile[layout.FIRST_ROW] + lane * tile[layout.ROW_STEP]
+            work.position[i] = row[i] + geometry[layout.SHIFT]
+        rows_to_lanes(q_t, q, row, geometry[layout.Q_ROW], geometry[layout.Q_COLUMN], d, factor, work.spare)
+        for careful in range(2):
+            start_tile(work, tile, out, lse, geometry)
+            visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful)
+            if finish_tile(work, tile, out, lse, geometry, careful) != 0:
+                break

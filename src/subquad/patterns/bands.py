@@ -1,0 +1,144 @@
+"""Patterns whose rows are one interval of keys: everything, the past, a window."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subquad import checks
+from subquad.complexity.orders import LINEAR, QUADRATIC, Order
+from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.spans import Bools, Ints, Spans, Tiles
+
+Reach = tuple[int | None, int | None]
+
+
+class Band(Pattern):
+    """A pattern whose row at position p is p // block - left <= j // block <= p // block + right."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def reach(self) -> tuple[int | None, int | None, int]:
+        """Left, right (None: without bound) and block."""
+
+    @property
+    def order(self) -> Order:
+        left, right, _ = self.reach()
+        return QUADRATIC if left is None or right is None else LINEAR
+
+    def _bounds(self, p: Ints, shape: Shape) -> tuple[Ints, Ints]:
+        """First key and one past the last, within [0, n_k], for positions p."""
+        left, right, block = self.finite_reach(shape)
+        center = p // block
+        return np.clip((center - left) * block, 0, shape.n_k), np.clip((center + right + 1) * block, 0, shape.n_k)
+
+    def finite_reach(self, shape: Shape) -> tuple[int, int, int]:
+        """The reach with bounds no farther than any key: products with it stay within 64 bits."""
+        left, right, block = self.reach()
+        block = min(block, shape.n_q + shape.n_k + 1)
+        farthest = (shape.n_q + shape.n_k) // block + 1
+        return *(farthest if side is None else min(side, farthest) for side in (left, right)), block
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        start, stop = self._bounds(i + shape.shift, shape)
+        return np.asarray((start <= j) & (j < stop))
+
+    def _row(self, i: int, shape: Shape) -> Ints:
+        start, stop = self._bounds(np.int64(i + shape.shift), shape)  # type: ignore[arg-type]
+        return np.arange(start, stop)
+
+    def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
+        # bounds ascend with the row: every row sees from the last start to the first stop, some row from first to last
+        start, last_start = (self._bounds(rows + shape.shift, shape)[0] for rows in (tiles.first, tiles.last))
+        first_stop, stop = (self._bounds(rows + shape.shift, shape)[1] for rows in (tiles.first, tiles.last))
+        inner = np.minimum(np.maximum(last_start, start), stop)
+        outer = np.minimum(np.maximum(first_stop, inner), stop)
+        full = np.zeros((len(tiles), 3), bool)
+        full[:, 1] = True
+        return Spans(
+            np.repeat(np.arange(len(tiles)), 3),
+            np.stack([start, inner, outer], axis=1).ravel(),
+            np.stack([inner, outer, stop], axis=1).ravel(),
+            full.ravel(),
+        ).clean()
+
+    def _count(self, shape: Shape) -> int:
+        start, stop = self._bounds(np.arange(shape.shift, shape.n_k), shape)
+        return int(np.maximum(stop - start, 0).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Dense(Band):
+    """Every query attends every key: O(n²) pairs."""
+
+    def reach(self) -> tuple[int | None, int | None, int]:
+        return None, None, 1
+
+    def _count(self, shape: Shape) -> int:
+        return shape.n_q * shape.n_k
+
+
+@dataclass(frozen=True, slots=True)
+class Causal(Band):
+    """Every query attends the keys up to its own position, j <= p: O(n²) pairs."""
+
+    def reach(self) -> tuple[int | None, int | None, int]:
+        return None, 0, 1
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Banded(Band):
+    """A sliding window: O(n w) pairs.
+
+    Parameters
+    ----------
+    window : int or pair of (int or None)
+        An int w allows ``abs(p - j) <= w``, that is 2 w + 1 keys; a pair ``(left, right)`` allows
+        ``p - left <= j <= p + right``, where None is without bound. A causal window of w keys, itself among them, is
+        ``(w - 1, 0)``.
+    block : int, optional
+        Count the window in blocks of so many tokens instead of tokens: ``abs(p // block - j // block) <= w``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the window is no int or pair, or negative, or block is below 1.
+
+    References
+    ----------
+    Beltagy, Peters, Cohan, "Longformer" (2020), section 3.1; Zaheer et al., "Big Bird" (2020), section 2, for blocks.
+
+    Examples
+    --------
+    >>> Banded(1).row(4, 8, 8)
+    array([3, 4, 5])
+    >>> Banded((2, 0)).row(4, 8, 8)
+    array([2, 3, 4])
+    """
+
+    window: int | Reach
+    block: int
+
+    def __init__(self, window: Any, block: Any = 1) -> None:
+        object.__setattr__(self, "window", _checked_window(window))
+        object.__setattr__(self, "block", checks.integer(block, "block", 1))
+
+    def reach(self) -> tuple[int | None, int | None, int]:
+        left, right = self.window if isinstance(self.window, tuple) else (self.window, self.window)
+        return left, right, self.block
+
+    def __repr__(self) -> str:
+        return f"Banded({self.window})" if self.block == 1 else f"Banded({self.window}, block={self.block})"
+
+
+def _checked_window(window: Any) -> int | Reach:
+    if not isinstance(window, tuple | list):
+        return checks.integer(window, "window", 0, what="an integer or a pair (left, right), each an integer or None,")
+    if len(window) != 2:
+        raise ValueError(f"window must be an integer or a pair (left, right); got {len(window)} values: {window!r}")
+    left, right = (None if side is None else checks.integer(side, "window", 0, what="of integers") for side in window)
+    return left, right

@@ -1,0 +1,168 @@
+"""Tokens that see everything and that everything sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subquad import checks
+from subquad.complexity.orders import LINEAR, Order
+from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.spans import Bools, Ints, Spans, Tiles
+
+Tokens = range | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet(Pattern):
+    """Whole rows: queries whose position is one of `tokens` attend everything."""
+
+    tokens: Tokens
+
+    @property
+    def order(self) -> Order:
+        return LINEAR
+
+    def members(self, shape: Shape) -> Ints:
+        """The query rows of the set, ascending."""
+        return _between(self.tokens, shape.shift, shape.n_k) - shape.shift
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        return _is_member(i + shape.shift, self.tokens)
+
+    def _row(self, i: int, shape: Shape) -> Ints:
+        return np.arange(shape.n_k if i + shape.shift in self.tokens else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet(Pattern):
+    """Whole columns: the keys in `tokens` are attended by everything."""
+
+    tokens: Tokens
+
+    @property
+    def order(self) -> Order:
+        return LINEAR
+
+    def members(self, shape: Shape) -> Ints:
+        """The keys of the set, ascending."""
+        return _between(self.tokens, 0, shape.n_k)
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        return _is_member(j, self.tokens)
+
+    def _row(self, i: int, shape: Shape) -> Ints:
+        return self.members(shape)
+
+    def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
+        keys = self.members(shape)
+        breaks = np.nonzero(np.diff(keys) != 1)[0] + 1
+        start = keys[np.concatenate(([0], breaks))] if len(keys) else keys
+        stop = keys[np.concatenate((breaks - 1, [-1]))] + 1 if len(keys) else keys
+        tile = np.repeat(np.arange(len(tiles)), len(start))
+        return Spans(tile, np.tile(start, len(tiles)), np.tile(stop, len(tiles)), np.ones(len(tile), bool))
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Global(Pattern):
+    """Pairs whose query or key is one of `tokens`: O(n g) pairs for g tokens.
+
+    Parameters
+    ----------
+    tokens : iterable of int
+        Positions, each at least 0; ``range(g)`` for the first g. Positions past the sequence's end have no effect.
+    rows, columns : bool
+        Whether the tokens attend everything, and whether everything attends them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a token is no integer or negative, or both halves are switched off.
+
+    References
+    ----------
+    Beltagy, Peters, Cohan, "Longformer" (2020), section 3.1.
+
+    Examples
+    --------
+    >>> Global([0, 5]).row(2, 8, 8)
+    array([0, 5])
+    >>> len(Global([0, 5]).row(5, 8, 8))
+    8
+    """
+
+    tokens: Tokens
+    rows: bool
+    columns: bool
+
+    def __init__(self, tokens: Any, *, rows: bool = True, columns: bool = True) -> None:
+        for name, half in (("rows", rows), ("columns", columns)):
+            if not isinstance(half, bool | np.bool_):
+                raise TypeError(f"{name} must be True or False; got {half!r}")
+        if not rows and not columns:
+            raise ValueError("rows and columns must not both be False: the pattern would allow nothing")
+        object.__setattr__(self, "tokens", _checked_tokens(tokens))
+        object.__setattr__(self, "rows", bool(rows))
+        object.__setattr__(self, "columns", bool(columns))
+
+    @property
+    def order(self) -> Order:
+        return LINEAR
+
+    def halves(self) -> list[Pattern]:
+        """The whole rows and the whole columns this pattern is made of."""
+        return [half(self.tokens) for half, on in ((RowSet, self.rows), (KeySet, self.columns)) if on]
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        found = [half._contains(i, j, shape) for half in self.halves()]
+        return np.asarray(np.logical_or.reduce(found), bool)
+
+    def _row(self, i: int, shape: Shape) -> Ints:
+        if self.rows and i + shape.shift in self.tokens:
+            return np.arange(shape.n_k)
+        return KeySet(self.tokens).members(shape) if self.columns else np.arange(0)
+
+    def _count(self, shape: Shape) -> int:
+        rows = len(RowSet(self.tokens).members(shape)) if self.rows else 0
+        columns = len(KeySet(self.tokens).members(shape)) if self.columns else 0
+        return rows * shape.n_k + columns * shape.n_q - rows * columns
+
+    def __repr__(self) -> str:
+        halves = "".join(f", {name}=False" for name in ("rows", "columns") if not getattr(self, name))
+        return f"Global({self.tokens!r}{halves})"
+
+
+def _between(tokens: Tokens, low: int, high: int) -> Ints:
+    """The tokens in [low, high), ascending."""
+    if isinstance(tokens, range):
+        return np.arange(max(tokens.start, low), max(min(tokens.stop, high), tokens.start, low))
+    array = np.asarray(tokens, np.int64)
+    return array[(array >= low) & (array < high)]
+
+
+def _is_member(x: Ints, tokens: Tokens) -> Bools:
+    if isinstance(tokens, range):
+        return np.asarray((x >= tokens.start) & (x < tokens.stop))
+    return np.isin(x, np.asarray(tokens, np.int64))
+
+
+def _checked_tokens(tokens: Any) -> Tokens:
+    """Sorted and unique: a range where they are consecutive, so that a long one stays small."""
+    if isinstance(tokens, range) and tokens.step == 1:
+        if len(tokens) and tokens.start < 0:
+            raise ValueError(f"tokens must hold integers >= 0; got {tokens!r}")
+        return tokens if len(tokens) else range(0)
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
+        raise TypeError(
+            f"tokens must be an iterable of integers >= 0, such as range(16); got {tokens!r} "
+            f"of type {type(tokens).__name__}"
+        )
+    found = sorted({checks.integer(token, "tokens", 0, what="an iterable of integers") for token in tokens})
+    if not found:
+        return range(0)
+    if found[-1] - found[0] == len(found) - 1:
+        return range(found[0], found[-1] + 1)
+    return tuple(found)

@@ -1,0 +1,70 @@
+"""Every s-th key, counted from the query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subquad import checks
+from subquad.complexity.orders import QUADRATIC, Order
+from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.spans import Bools, Ints
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Strided(Pattern):
+    """Keys at a multiple of `stride` from the query, ``(p - j) % stride == 0``: O(n² / stride) pairs.
+
+    Rows of one residue class share their keys. The plan works class by class, where the pattern is dense.
+
+    Parameters
+    ----------
+    stride : int
+        At least 1; 1 allows everything.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the stride is no integer, or below 1.
+
+    References
+    ----------
+    Child, Gray, Radford, Sutskever, "Generating Long Sequences with Sparse Transformers" (2019), section 4.2.
+
+    Examples
+    --------
+    >>> Strided(3).row(4, 9, 9)
+    array([1, 4, 7])
+    """
+
+    stride: int
+
+    def __init__(self, stride: Any) -> None:
+        object.__setattr__(self, "stride", checks.integer(stride, "stride", 1))
+
+    @property
+    def order(self) -> Order:
+        return QUADRATIC
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        return np.asarray((i + shape.shift - j) % self.stride == 0)
+
+    def _row(self, i: int, shape: Shape) -> Ints:
+        return np.arange((i + shape.shift) % self.stride, shape.n_k, self.stride)
+
+    def _count(self, shape: Shape) -> int:
+        first = np.arange(shape.shift, shape.n_k) % self.stride
+        return int(np.maximum(-((first - shape.n_k) // self.stride), 0).sum())
+
+    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
+        """Row pointers and keys of every row."""
+        first = np.arange(shape.shift, shape.n_k) % self.stride
+        counts = np.maximum(-((first - shape.n_k) // self.stride), 0)
+        indptr = np.concatenate(([0], np.cumsum(counts)))
+        within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
+        return indptr, np.repeat(first, counts) + within * self.stride
+
+    def __repr__(self) -> str:
+        return f"Strided({self.stride})"

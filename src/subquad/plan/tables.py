@@ -1,0 +1,154 @@
+"""The plan: the tables that kernels read, and what people may ask of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad import checks
+from subquad.kernels import layout
+from subquad.patterns.base import Shape
+from subquad.patterns.block_lists import expand
+from subquad.patterns.spans import Ints
+
+
+class TiledPhase(NamedTuple):
+    """Tiles of query rows against runs of keys; the columns of the tables stand in `subquad.kernels.layout`."""
+
+    tiles: Ints  # (tiles, TILE_COLUMNS)
+    runs: Ints  # (runs, RUN_COLUMNS)
+    rows: Ints  # rows of tiles whose rows are not evenly spaced
+    keys: Ints  # key lists, one after another
+    bits: npt.NDArray[np.uint16]  # a bit a row, for keys whose mask no two integers can say
+
+    @property
+    def work(self) -> Ints:
+        """Keys that each tile visits."""
+        ends = np.concatenate(([0], np.cumsum(self.runs[:, layout.KEY_COUNT])))
+        return ends[self.tiles[:, layout.RUN_END]] - ends[self.tiles[:, layout.RUN_BEGIN]]
+
+
+class GatheredPhase(NamedTuple):
+    """A list of keys for each query row, as CSR."""
+
+    indptr: Ints  # (n_q + 1,)
+    indices: Ints  # (pairs,)
+
+    @property
+    def work(self) -> Ints:
+        """Keys that each row visits."""
+        return np.diff(self.indptr)
+
+
+Phase = TiledPhase | GatheredPhase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the pairs of a pattern lie, each exactly once.
+
+    Phases follow one another; each goes on from the result of those before. The mask is
+
+        for phase in plan.phases:
+            for tile in phase.tiles:                      # or, in a gathered phase, for each row
+                for run in the tile's runs:
+                    for key in the run: the rows of the tile that the run's mask allows
+
+    Attributes
+    ----------
+    shape : Shape
+        (n_q, n_k).
+    lanes : int
+        Query rows in a tile.
+    phases : tuple of TiledPhase or GatheredPhase
+    nnz : int
+        Pairs visited.
+    """
+
+    shape: Shape
+    lanes: int
+    phases: tuple[Phase, ...]
+    nnz: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(table.nbytes for phase in self.phases for table in phase)
+
+    def pairs(self) -> tuple[Ints, Ints]:
+        """Query row and key of every visit, in no order: time and memory O(pairs)."""
+        checks.allocatable(64 * self.nnz, f"a list of {self.nnz:,} pairs", "Ask for single rows with pattern.row.")
+        found = [self._tiled_pairs(p) if isinstance(p, TiledPhase) else _listed_pairs(p) for p in self.phases]
+        rows, keys = (np.concatenate([part[k] for part in found] or [np.arange(0)]) for k in (0, 1))
+        return rows, keys
+
+    def scatter(self) -> npt.NDArray[np.int64]:
+        """How often each pair is visited, dense (n_q, n_k): 0 or 1 everywhere. For small sizes."""
+        checks.allocatable(8 * self.shape.n_q * self.shape.n_k, "a dense n_q x n_k array", "Use a smaller size.")
+        rows, keys = self.pairs()
+        flat = np.bincount(rows * self.shape.n_k + keys, minlength=self.shape.n_q * self.shape.n_k)
+        return flat.reshape(self.shape)
+
+    def describe(self) -> str:
+        """The phases in words, with their sizes."""
+        lines = [f"{self.nnz:,} pairs of {self.shape.n_q:,} x {self.shape.n_k:,}, {checks.size_text(self.nbytes)} of plan"]
+        for phase in self.phases:
+            if isinstance(phase, TiledPhase):
+                visited = int((phase.work * self.lanes).sum())
+                lines.append(
+                    f"  tiled: {len(phase.tiles):,} tiles of {self.lanes} rows, {len(phase.runs):,} runs of keys, "
+                    f"{visited:,} pairs computed, {phase.bits.size:,} keys with a mask of bits"
+                )
+            else:
+                lines.append(f"  gathered: {len(phase.indices):,} pairs, one list a row")
+        return "\n".join(lines)
+
+    def _tiled_pairs(self, phase: TiledPhase) -> tuple[Ints, Ints]:
+        runs, tiles = phase.runs, phase.tiles
+        tile_of_run = np.repeat(np.arange(len(tiles)), tiles[:, layout.RUN_END] - tiles[:, layout.RUN_BEGIN])
+        count = runs[:, layout.KEY_COUNT]
+        run, t = np.repeat(np.arange(len(runs)), count), expand(np.zeros_like(count), count)
+        listed = runs[run, layout.KEY_LIST]
+        keys = runs[run, layout.FIRST_KEY] + t * runs[run, layout.KEY_STEP]
+        if len(phase.keys):
+            keys = np.where(listed >= 0, phase.keys[np.maximum(listed, 0) + t * (listed >= 0)], keys)
+        rows, present = self._tile_rows(phase)
+        tile = tile_of_run[run]
+        allowed = present[tile] & _mask(phase, run, t, keys, rows[tile] + self.shape.shift)
+        visit, lane = np.nonzero(allowed)
+        return rows[tile[visit], lane], keys[visit]
+
+    def _tile_rows(self, phase: TiledPhase) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Rows of every tile, (tiles, lanes), and which of them are there."""
+        tiles, lane = phase.tiles, np.arange(self.lanes)
+        present = lane < tiles[:, [layout.ROW_COUNT]]
+        within = np.minimum(lane, tiles[:, [layout.ROW_COUNT]] - 1)
+        rows = tiles[:, [layout.FIRST_ROW]] + within * tiles[:, [layout.ROW_STEP]]
+        listed = tiles[:, [layout.ROW_LIST]]
+        if len(phase.rows):
+            rows = np.where(listed >= 0, phase.rows[np.maximum(listed, 0) + within * (listed >= 0)], rows)
+        return rows, present
+
+
+def _mask(phase: TiledPhase, run: Ints, t: Ints, keys: Ints, positions: Ints) -> npt.NDArray[np.bool_]:
+    """Which rows (at `positions`) may see each visited key, (visits, lanes)."""
+    fields = phase.runs[run]
+    kind = fields[:, [layout.MASK]]
+    block = np.maximum(fields[:, [layout.BLOCK]], 1)
+    center, of_key = positions // block, keys[:, None] // block
+    band = (center - fields[:, [layout.LEFT]] <= of_key) & (of_key <= center + fields[:, [layout.RIGHT]])
+    band ^= kind == layout.MASK_OUTSIDE_BAND
+    bits = np.zeros(band.shape, bool)
+    if len(phase.bits):
+        at = np.where(kind[:, 0] == layout.MASK_BITS, fields[:, layout.BITS_AT] + t, 0)
+        bits = (phase.bits[at, None] >> np.arange(positions.shape[1])) & 1 == 1
+    full = (fields[:, layout.FULL_BEGIN] <= t) & (t < fields[:, layout.FULL_END])
+    full |= kind[:, 0] == layout.MASK_FULL
+    return np.asarray(full[:, None] | np.where(kind == layout.MASK_BITS, bits, band))
+
+
+def _listed_pairs(phase: GatheredPhase) -> tuple[Ints, Ints]:
+    return np.repeat(np.arange(len(phase.indptr) - 1), np.diff(phase.indptr)), phase.indices

@@ -1,0 +1,143 @@
+"""Scores and weights of the allowed pairs alone, as sparse matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad import forward
+from subquad.inputs import Array, checked_inputs, checked_pattern, checked_scale, empty
+from subquad.kernels import layout, load
+from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.spans import Ints
+from subquad.plan import csr_arrays
+from subquad.threads import share_out, thread_count
+
+
+@dataclass(frozen=True)
+class SparseScores:
+    """One number for each allowed pair: CSR rows that all heads share.
+
+    Attributes
+    ----------
+    indptr : int64 array, shape (n_q + 1,)
+    indices : int64 array, shape (nnz,)
+        Keys, ascending in each row.
+    data : array, shape (..., nnz)
+        The numbers, for each head.
+    shape : tuple
+        (n_q, n_k).
+    """
+
+    indptr: Ints
+    indices: Ints
+    data: Array
+    shape: tuple[int, int]
+
+    def row(self, i: int) -> tuple[Ints, Array]:
+        """Keys of query row i, and its numbers of shape (..., keys)."""
+        if not 0 <= i < self.shape[0]:
+            raise IndexError(f"i must be in [0, n_q = {self.shape[0]}); got {i}")
+        part = slice(int(self.indptr[i]), int(self.indptr[i + 1]))
+        return self.indices[part], self.data[..., part]
+
+    def to_scipy(self, *head: int) -> Any:
+        """One head as a SciPy CSR array: ``to_scipy()``, ``to_scipy(h)`` or ``to_scipy(b, h)``, as `data` has axes."""
+        try:
+            from scipy.sparse import csr_array
+        except ImportError:
+            raise ImportError('to_scipy returns a SciPy array: pip install "subquad[scipy]"') from None
+        given, leading = head, self.data.shape[:-1]
+        if len(given) > len(leading) and not any(given[: len(given) - len(leading)]):
+            given = given[len(given) - len(leading) :]
+        if len(given) != len(leading):
+            raise ValueError(f"to_scipy takes one index for each of the leading axes {leading}; got {head}")
+        return csr_array((self.data[given], self.indices, self.indptr), shape=self.shape)
+
+
+def attention_scores(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    num_threads: int | None = None,
+) -> SparseScores:
+    """Scaled scores ``scale * query[i] . key[j]`` of the allowed pairs: time O(pairs x d), memory O(pairs).
+
+    Parameters are those of `attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subquad import Banded
+    >>> x = np.eye(4)
+    >>> attention_scores(x, x, Banded(1), scale=1.0).row(0)
+    (array([0, 1]), array([1., 0.]))
+    """
+    checked = checked_pattern(pattern)
+    inputs = checked_inputs(query, key)
+    q, k = inputs.arrays
+    factor, threads = checked_scale(scale, q.shape[-1]), thread_count(num_threads)
+    shape = Shape(q.shape[2], k.shape[2])
+    checked._validate(shape)
+    plan = checked.plan(*shape)
+    indptr, indices = csr_arrays(checked, shape)
+    data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
+
+    kernel = load("scores", inputs.compute_dtype.name)
+    table = forward.geometry(inputs, plan)
+    table[layout.INDEX_COUNT] = len(indices)
+    ranges = forward.cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
+    fixed = [forward.address(x) for x in (table, indptr, indices)]
+
+    def worker() -> Callable[[int], None]:
+        floats, _ = forward.scratch(q.shape[-1], q.shape[-1], q.dtype)
+
+        def do(task: int) -> None:
+            head, part = divmod(task, len(ranges))
+            query_at, key_at, data_at, _ = forward.head_addresses(inputs, data[:, :, None], None, head)
+            kernel(query_at, key_at, data_at, factor, *fixed, forward.address(floats), *ranges[part])
+
+        return do
+
+    share_out(q.shape[0] * q.shape[1] * len(ranges), worker, threads)
+    data = data.reshape(*inputs.leading, len(indices)).astype(inputs.dtype, copy=False)
+    return SparseScores(indptr, indices, data, (shape.n_q, shape.n_k))
+
+
+def attention_weights(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    num_threads: int | None = None,
+) -> SparseScores:
+    """Softmax of each row's scores over its allowed keys: what `attention` weighs the values with.
+
+    Parameters are those of `attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subquad import Banded
+    >>> x = np.zeros((4, 8))
+    >>> attention_weights(x, x, Banded(1)).row(0)
+    (array([0, 1]), array([0.5, 0.5]))
+    """
+    scores = attention_scores(query, key, pattern, scale=scale, num_threads=num_threads)
+    counts = np.diff(scores.indptr)
+    filled = np.nonzero(counts)[0]
+    if not len(filled):
+        return scores
+    data = scores.data.astype(np.promote_types(scores.data.dtype, np.float32), copy=True)
+    begin = scores.indptr[filled]
+    data -= np.repeat(np.maximum.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+    np.exp(data, out=data)
+    data /= np.repeat(np.add.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+    return SparseScores(scores.indptr, scores.indices, data.astype(scores.data.dtype, copy=False), scores.shape)

@@ -1,0 +1,81 @@
+"""One small pool of Python threads, shared by all calls.
+
+Kernels let go of the GIL, so plain threads run them side by side. Numba's own layers were measured and left: workqueue
+aborts the process on concurrent callers, OpenMP dies after a fork, and both multiply the time to compile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from subquad import checks
+
+_MOST_THREADS = 256
+_pool: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+
+
+def _forget_pool() -> None:
+    """A child of fork has none of its parent's threads, and perhaps a lock that nobody will release."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _shared_pool() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="subquad")  # starts threads as they are needed
+        return _pool
+
+
+def thread_count(num_threads: Any) -> int:
+    """The threads to use: `num_threads`, else `SUBQUAD_NUM_THREADS`, else the processors this process may run on."""
+    if num_threads is not None:
+        return min(checks.integer(num_threads, "num_threads", 1), _MOST_THREADS)
+    wanted = os.environ.get("SUBQUAD_NUM_THREADS", "")
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ValueError(f"the environment variable SUBQUAD_NUM_THREADS must be an integer >= 1; got {wanted!r}")
+        return min(int(wanted), _MOST_THREADS)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def share_out(n_tasks: int, worker: Callable[[], Callable[[int], None]], threads: int) -> None:
+    """Do tasks 0 to n_tasks - 1. Each thread calls `worker` once, for its own scratch, then what it returns for a task.
+
+    Tasks are short and handed out one by one, so an interrupt is seen, and uneven ones even out.
+    """
+    counter, stopped = itertools.count(), threading.Event()
+
+    def work() -> None:
+        do = worker()
+        while (task := next(counter)) < n_tasks and not stopped.is_set():
+            do(task)
+
+    helpers: list[Future[None]] = []
+    try:
+        for _ in range(min(threads, n_tasks) - 1):
+            try:
+                helpers.append(_shared_pool().submit(work))
+            except RuntimeError:  # no more threads to be had, as while the interpreter shuts down
+                break
+        work()
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()

@@ -1,0 +1,89 @@
+"""Memory of one call, measured in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from subquad import Banded, BlockSparse, Causal, Dense
+from subquad.child import call_in_child
+from subquad.complexity import memory
+from subquad.complexity.memory import MemoryUse, dense_memory, extra_memory
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak of a process")
+MB = 10**6
+
+
+# --- the child --------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_in_a_child_is_another_process_with_its_own_environment():
+    assert call_in_child(os.getpid) != os.getpid()
+    assert call_in_child(os.getenv, "OMP_NUM_THREADS", env={"OMP_NUM_THREADS": "7"}) == "7"
+
+
+def test_what_the_function_prints_does_not_mix_with_its_result():
+    assert call_in_child(print, "noise") is None
+
+
+def test_a_failing_child_tells_its_last_line():
+    with pytest.raises(RuntimeError, match=r"run int ended with status 1: ValueError: invalid literal .*'x'"):
+        call_in_child(int, "x")
+    with pytest.raises(RuntimeError, match=r"run _exit ended with status 3: it wrote nothing"):
+        call_in_child(os._exit, 3)
+
+
+# --- the measure ------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_the_rise_is_what_a_call_allocates_and_nothing_from_before():
+    before = np.ones(8 * MB)
+    del before  # a peak of 64 MB, which the reset forgets
+    use = memory._rise(lambda: np.ones(2 * MB))
+    assert use.exact
+    assert use.bytes == pytest.approx(16 * MB, abs=MB)
+
+
+def test_without_a_reset_the_result_is_marked(monkeypatch):
+    monkeypatch.setattr(memory, "_reset_peak", lambda: False)
+    assert not memory._rise(lambda: None).exact
+
+
+def test_a_lower_bound_warns(monkeypatch):
+    monkeypatch.setattr(memory, "sparse_memory", lambda *args: MemoryUse(5, exact=False))
+    with pytest.warns(RuntimeWarning, match="lower bound"):
+        assert extra_memory(Causal(), 8) == 5
+
+
+@linux
+def test_dense_numpy_takes_the_scores_of_one_head():
+    n = 2000
+    use = dense_memory(n, 64, 3, "float32")
+    # and a scaled copy of one head's query
+    assert use.bytes == pytest.approx(4 * n * n + 4 * 64 * n, abs=1.5 * MB)
+
+
+@linux
+def test_sparse_memory_is_far_below_n_squared():
+    n = 50_000
+    taken = extra_memory(Banded(32), n)
+    assert 0 <= taken < 4 * n * n / 200
+
+
+@linux
+def test_a_pattern_of_one_size_alone_can_be_measured():
+    """Its layout does not fit the warm-up."""
+    assert extra_memory(BlockSparse(np.eye(32, dtype=bool), 64), 2048, heads=2, num_threads=2) < 16 * MB
+
+
+def test_a_pattern_that_does_not_fit_is_told_by_the_child():
+    with pytest.raises(RuntimeError, match=r"ValueError: .*layout"):
+        extra_memory(BlockSparse([[True]], 64), 1000)
+
+
+def test_dtypes():
+    assert extra_memory(Dense(), 300, 16, dtype="float64") < 64 * MB

@@ -1,0 +1,337 @@
+"""Patterns against 0/1 matrices written by hand, and against themselves."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from support import CASES, case, mask_of, sized_expressions
+
+import subquad
+from subquad import (
+    Banded,
+    BlockSparse,
+    Causal,
+    Dense,
+    Global,
+    Random,
+    Strided,
+    bigbird,
+    dilated,
+    longformer,
+    streaming,
+)
+
+
+def matrix(text):
+    """`"110 011"` as [[1, 1, 0], [0, 1, 1]]."""
+    return np.array([[int(digit) for digit in row] for row in text.split()], dtype=bool)
+
+
+# Square; wide (the first query stands at position n_k - n_q); tall (the first positions are negative).
+LITERAL = {
+    "dense-square": (Dense(), "111 111 111"),
+    "dense-wide": (Dense(), "1111 1111"),
+    "dense-tall": (Dense(), "11 11 11"),
+    "causal-square": (Causal(), "1000 1100 1110 1111"),
+    "causal-wide": (Causal(), "11110 11111"),
+    "causal-tall": (Causal(), "000 000 100 110 111"),
+    "banded-square": (Banded(1), "11000 11100 01110 00111 00011"),
+    "banded-wide": (Banded(1), "00111 00011"),
+    "banded-tall": (Banded(1), "000 100 110 111 011"),
+    "banded-0": (Banded(0), "100 010 001"),
+    "banded-wider-than-n": (Banded(9), "111 111 111"),
+    "banded-left-square": (Banded((2, 0)), "10000 11000 11100 01110 00111"),
+    "banded-left-wide": (Banded((2, 0)), "01110 00111"),
+    "banded-left-tall": (Banded((2, 0)), "000 000 100 110 111"),
+    "banded-right-square": (Banded((0, 1)), "1100 0110 0011 0001"),
+    "banded-right-wide": (Banded((0, 1)), "0011 0001"),
+    "banded-right-tall": (Banded((0, 1)), "00 10 11 01"),
+    "banded-no-left-square": (Banded((None, 1)), "1100 1110 1111 1111"),
+    "banded-no-left-tall": (Banded((None, 1)), "00 10 11 11"),
+    "banded-no-right-square": (Banded((1, None)), "1111 1111 0111 0011"),
+    "banded-no-right-wide": (Banded((1, None)), "0111 0011"),
+    "banded-no-right-tall": (Banded((1, None)), "11 11 11 11"),
+    "banded-unbounded": (Banded((None, None)), "111 111"),
+    "strided-square": (Strided(3), "100100 010010 001001 100100 010010 001001"),
+    "strided-wide": (Strided(3), "10010 01001"),
+    "strided-tall": (Strided(2), "101 010 101 010 101"),
+    "strided-1": (Strided(1), "11 11"),
+    "global-square": (Global([0, 2]), "1111 1010 1111 1010"),
+    "global-wide": (Global([0, 2]), "1111 1010"),
+    "global-tall": (Global([0]), "10 10 11 10"),
+    "global-rows": (Global([0, 2], columns=False), "1111 0000 1111 0000"),
+    "global-rows-wide": (Global([0, 2], columns=False), "1111 0000"),
+    "global-columns": (Global([0, 2], rows=False), "1010 1010 1010 1010"),
+    "global-columns-tall": (Global([1], rows=False), "01 01 01"),
+    "blocks-square": (BlockSparse(matrix("10 11"), 2), "1100 1100 1111 1111"),
+    "blocks-ragged": (BlockSparse(matrix("10 11"), 2), "110 110 111"),
+    "blocks-wide": (BlockSparse(matrix("101"), 2), "11001 11001"),
+    "blocks-tall": (BlockSparse(matrix("10 01 00"), 2), "110 110 001 001 000"),
+    "union": (Banded(0) | Strided(3), "1001 0100 0010 1001"),
+    "intersection": (Causal() & Strided(2), "1000 0100 1010 0101"),
+    "difference": (Causal() - Banded(1), "0000 0000 1000 1100"),
+    "intersection-tall": (Causal() & Banded((None, 0)), "000 000 100 110 111"),
+    "longformer-square": (longformer(1, 1), "11111 11100 11110 10111 10011"),
+    "longformer-wide": (longformer(1, 1), "10111 10011"),
+    "longformer-tall": (longformer(1, 1), "100 100 111 111 111"),
+    "longformer-tokens": (longformer(1, [2]), "11100 11100 11111 00111 00111"),
+    "streaming-square": (streaming(1, 2), "10000 11000 11100 10110 10011"),
+    "streaming-wide": (streaming(1, 2), "10110 10011"),
+    "streaming-tall": (streaming(1, 2), "000 000 100 110 111"),
+    "dilated-square": (dilated(1, 2), "10100 01010 10101 01010 00101"),
+    "dilated-wide": (dilated(1, 2), "01010 00101"),
+    "dilated-tall": (dilated(1, 2), "100 010 101 010 101"),
+}
+
+
+@pytest.mark.parametrize("name", LITERAL)
+def test_pattern_is_the_matrix_written_by_hand(name):
+    pattern, text = LITERAL[name]
+    expected = matrix(text)
+    np.testing.assert_array_equal(mask_of(pattern, *expected.shape), expected)
+    np.testing.assert_array_equal(pattern.to_csr(*expected.shape).toarray() != 0, expected)
+
+
+@pytest.mark.parametrize(("n_q", "n_k"), [(12, 12), (5, 12), (14, 11)])
+def test_bigbird_is_window_blocks_global_blocks_and_random_blocks(n_q, n_k):
+    i, j = np.arange(n_q)[:, None], np.arange(n_k)
+    p = i + n_k - n_q
+    window = abs(p // 2 - j // 2) <= 1
+    tokens = (p >= 0) & (p < 4) | (j < 4)
+    expected = window | tokens | mask_of(Random(1, 9, block=2), n_q, n_k)
+    pattern = bigbird(2, window_blocks=3, random_blocks=1, global_blocks=2, seed=9)
+    np.testing.assert_array_equal(mask_of(pattern, n_q, n_k), expected)
+
+
+def test_bigbird_defaults():
+    assert bigbird(4) == bigbird(4, window_blocks=3, random_blocks=3, global_blocks=2, seed=0)
+
+
+@given(sized_expressions())
+def test_every_view_of_a_pattern_tells_the_same(drawn):
+    pattern, n_q, n_k = drawn
+    mask = mask_of(pattern, n_q, n_k)
+    rows = [pattern.row(i, n_q, n_k) for i in range(n_q)]
+    for i, keys in enumerate(rows):
+        np.testing.assert_array_equal(keys, np.flatnonzero(mask[i]))
+    assert pattern.nnz(n_q, n_k) == mask.sum()
+    assert isinstance(pattern.nnz(n_q, n_k), int)
+    assert pattern.density(n_q, n_k) == pytest.approx(mask.mean() if mask.size else 0.0)
+    csr = pattern.to_csr(n_q, n_k)
+    assert isinstance(csr, scipy.sparse.csr_array)
+    assert csr.nnz == mask.sum()
+    np.testing.assert_array_equal(csr.toarray() != 0, mask)
+    if mask.any():
+        np.testing.assert_array_equal(csr.indices, np.concatenate(rows))
+
+
+@given(sized_expressions(largest=30), st.data())
+def test_contains_takes_scalars_and_arrays(drawn, data):
+    pattern, n_q, n_k = drawn
+    if not n_q or not n_k:
+        return
+    mask = mask_of(pattern, n_q, n_k)
+    i, j = data.draw(st.integers(0, n_q - 1)), data.draw(st.integers(0, n_k - 1))
+    assert bool(pattern.contains(i, j, n_q, n_k)) == mask[i, j]
+    np.testing.assert_array_equal(pattern.contains(np.arange(n_q), j, n_q, n_k), mask[:, j])
+    np.testing.assert_array_equal(pattern.contains(i, np.arange(n_k), n_q, n_k), mask[i])
+
+
+@given(sized_expressions(largest=20, depth=1), st.data())
+def test_algebra_is_that_of_sets(drawn, data):
+    left, n_q, n_k = drawn
+    right = data.draw(st.sampled_from([Banded(3), Strided(4), Random(2, 1), Global([]), Causal()]))
+    a, b = mask_of(left, n_q, n_k), mask_of(right, n_q, n_k)
+    np.testing.assert_array_equal(mask_of(left | right, n_q, n_k), a | b)
+    np.testing.assert_array_equal(mask_of(left & right, n_q, n_k), a & b)
+    np.testing.assert_array_equal(mask_of(left - right, n_q, n_k), a & ~b)
+
+
+def test_nnz_of_large_sizes_is_exact():
+    n = 10**6
+    assert Dense().nnz(n, n) == n * n
+    assert Causal().nnz(n, n) == n * (n + 1) // 2
+    assert Banded(128).nnz(n, n) == n * 257 - 128 * 129
+    assert Banded((3, 0)).nnz(1, n) == 4
+    assert Strided(1000).nnz(n, n) == n * 1000
+    assert Global([0, 7]).nnz(n, n) == 4 * n - 4
+    assert Random(64, 0).nnz(n, n) == 64 * n
+
+
+ORDERS = {
+    "dense": (Dense(), "O(n²)"),
+    "causal": (Causal(), "O(n²)"),
+    "banded": (Banded(4), "O(n)"),
+    "banded-sides": (Banded((4, 0)), "O(n)"),
+    "banded-no-left": (Banded((None, 0)), "O(n²)"),
+    "banded-no-right": (Banded((0, None)), "O(n²)"),
+    "strided": (Strided(8), "O(n²)"),
+    "global": (Global([0, 1]), "O(n)"),
+    "random": (Random(3, 0), "O(n)"),
+    "union-of-linear": (Banded(4) | Random(3, 0), "O(n)"),
+    "union-with-square": (Banded(4) | Strided(8), "O(n²)"),
+    "intersection": (Causal() & Banded(4), "O(n)"),
+    "intersection-of-squares": (Causal() & Strided(8), "O(n²)"),
+    "longformer": (longformer(8, 2), "O(n)"),
+    "bigbird": (bigbird(8), "O(n)"),
+    "streaming": (streaming(4, 16), "O(n)"),
+    "dilated": (dilated(4, 2), "O(n)"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order(name):
+    pattern, expected = ORDERS[name]
+    assert str(pattern.order) == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pattern_is_a_value(name):
+    pattern, again = case(name, 64, 64), case(name, 64, 64)
+    assert pattern == again
+    assert hash(pattern) == hash(again)
+    assert pickle.loads(pickle.dumps(pattern)) == pattern
+    assert len({pattern, again}) == 1
+    assert pattern != Banded(12345)
+    with pytest.raises((AttributeError, TypeError)):
+        pattern.window = 3
+    with pytest.raises(TypeError):
+        bool(pattern)
+    if "blocks" not in name or "random" in name:
+        assert eval(repr(pattern), vars(subquad)) == pattern
+
+
+def test_no_pattern_is_dropped_by_or():
+    with pytest.raises(TypeError, match=r"\|"):
+        Banded(3) or Global([0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Banded(1), Banded(2)),
+        (Banded((1, 0)), Banded((0, 1))),
+        (Strided(2), Strided(3)),
+        (Global([0]), Global([0], rows=False)),
+        (Random(2, 0), Random(2, 1)),
+        (Random(2, 0), Random(2, 0, block=2)),
+        (BlockSparse(matrix("10 01"), 2), BlockSparse(matrix("11 01"), 2)),
+        (Banded(1) | Strided(2), Banded(1) & Strided(2)),
+        (Causal() - Banded(1), Banded(1) - Causal()),
+    ],
+)
+def test_different_patterns_are_not_equal(one, other):
+    assert one != other
+
+
+@pytest.mark.parametrize("name", ["window", "sides", "stride", "dilation", "random"])
+def test_parameters_far_larger_than_the_sequence(name):
+    """No sum of a position and a parameter overflows, and nothing is allocated for a parameter's size."""
+    huge = 2**62
+    pattern, expected = {
+        "window": (Banded(huge), "1111 1111 1111"),
+        "sides": (Banded((huge, 0)), "1100 1110 1111"),
+        "stride": (Strided(huge), "0100 0010 0001"),
+        "dilation": (dilated(huge, huge), "0100 0010 0001"),
+        "random": (Random(huge, 1), "1111 1111 1111"),
+    }[name]
+    np.testing.assert_array_equal(mask_of(pattern, 3, 4), matrix(expected))
+    np.testing.assert_array_equal(pattern.plan(3, 4).scatter(), matrix(expected))
+    assert pattern.nnz(3, 4) == matrix(expected).sum()
+
+
+@pytest.mark.parametrize("form", [list, set, iter, np.array])
+def test_global_takes_any_iterable(form):
+    assert Global(form((0, 3))) == Global(range(0, 6, 3)) == Global((0, 3))
+
+
+def test_numpy_integers_are_integers():
+    four = np.int64(4)
+    assert Banded(four) == Banded(4)
+    assert Banded((four, np.int32(0))) == Banded((4, 0))
+    assert Strided(four) == Strided(4)
+    assert Random(four, four, block=four) == Random(4, 4, block=4)
+    assert repr(Banded(four)) == repr(Banded(4))
+
+
+@pytest.mark.parametrize("form", [scipy.sparse.csr_array, scipy.sparse.csr_matrix, scipy.sparse.bsr_array])
+def test_block_layout_from_scipy(form, rng):
+    layout = rng.random((6, 8)) < 0.3
+    pattern = BlockSparse(form(layout), 4)
+    np.testing.assert_array_equal(mask_of(pattern, 24, 32), np.kron(layout, np.ones((4, 4), dtype=bool)))
+
+
+def test_block_layout_is_copied(rng):
+    layout = rng.random((4, 4)) < 0.5
+    pattern = BlockSparse(layout, 2)
+    before, key = mask_of(pattern, 8, 8), hash(pattern)
+    layout[...] = ~layout
+    np.testing.assert_array_equal(mask_of(pattern, 8, 8), before)
+    assert hash(pattern) == key
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("n_q", "n_k"), [(40, 40), (7, 40), (40, 33)])
+def test_explain_accounts_for_every_key_of_the_row(name, n_q, n_k):
+    pattern = case(name, n_q, n_k)
+    for i in (0, n_q // 2, n_q - 1):
+        explained = pattern.explain(i, n_q, n_k)
+        assert sorted(explained) == list(pattern.row(i, n_q, n_k))
+
+
+class TestRandom:
+    @given(
+        keys=st.integers(1, 8),
+        seed=st.integers(0, 2**32 - 1),
+        block=st.integers(1, 9),
+        n_q=st.integers(1, 40),
+        n_k=st.integers(0, 60),
+    )
+    def test_each_query_block_sees_distinct_key_blocks(self, keys, seed, block, n_q, n_k):
+        mask = mask_of(Random(keys, seed, block=block), n_q, n_k)
+        n_key_blocks = -(-n_k // block)
+        for start in range(0, n_q, block):
+            rows = mask[start : start + block]
+            assert (rows == rows[0]).all()
+            blocks, sizes = np.unique(np.flatnonzero(rows[0]) // block, return_counts=True)
+            assert len(blocks) == min(keys, n_key_blocks)
+            np.testing.assert_array_equal(sizes, np.minimum(block, n_k - blocks * block))
+
+    @pytest.mark.parametrize("block", [1, 4])
+    def test_a_row_does_not_depend_on_the_number_of_queries(self, block):
+        pattern = Random(5, 11, block=block)
+        np.testing.assert_array_equal(mask_of(pattern, 13, 90), mask_of(pattern, 200, 90)[:13])
+
+    def test_keys_are_drawn_uniformly(self):
+        n_q, n_k, keys = 4000, 50, 5
+        counts = mask_of(Random(keys, 1), n_q, n_k).sum(axis=0)
+        expected = n_q * keys / n_k
+        # Drawing without replacement makes the counts of the columns a little less spread than chi-square has them.
+        statistic = ((counts - expected) ** 2).sum() / expected * (n_k - 1) / (n_k - keys)
+        assert 1e-4 < scipy.stats.chi2.sf(statistic, n_k - 1) < 1 - 1e-4
+
+    @pytest.mark.parametrize(("row_step", "seed_step"), [(1, 0), (0, 1), (1, 1), (1, -1), (64, 0)])
+    def test_rows_and_seeds_are_independent(self, row_step, seed_step):
+        n_q, n_k, keys = 4000, 50, 5
+        one = mask_of(Random(keys, 100), n_q, n_k)[: n_q - row_step]
+        other = mask_of(Random(keys, 100 + seed_step), n_q, n_k)[row_step:]
+        shared = (one & other).sum(axis=1)
+        mean = keys**2 / n_k
+        deviation = np.sqrt(mean * (1 - keys / n_k) * (n_k - keys) / (n_k - 1) / len(shared))
+        assert abs(shared.mean() - mean) < 4 * deviation
+
+    @pytest.mark.parametrize("hash_seed", ["1", "2"])
+    def test_another_process_draws_the_same(self, hash_seed):
+        code = "from subquad import Random; print(Random(6, 7, block=2).row(5, 10, 1000).tolist())"
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+        assert printed.strip() == str(Random(6, 7, block=2).row(5, 10, 1000).tolist())
