@@ -26,7 +26,8 @@ def interleaved(
 ) -> list[Round]:
     """Seconds of each call, round by round; `gauge` is read once in every round and kept under "gauge".
 
-    A contender that has used up its seconds drops out of later rounds, the others go on.
+    A contender that has used up its seconds drops out of later rounds, the others go on. "core" is the share of the
+    round that this thread was running: below 1, something else wanted its core.
     """
     repeats = {name: max(1, math.ceil(SAMPLE_SECONDS / seconds_of(call, 1))) for name, call in calls.items()}
     spent = dict.fromkeys(calls, 0.0)
@@ -36,9 +37,11 @@ def interleaved(
         if not active:
             break
         this_round = {} if gauge is None else {"gauge": gauge()}
+        wall, processor = time.perf_counter(), time.thread_time()
         for name in active:
             this_round[name] = seconds_of(calls[name], repeats[name])
             spent[name] += this_round[name] * repeats[name]
+        this_round["core"] = (time.thread_time() - processor) / (time.perf_counter() - wall)
         rounds.append(this_round)
     return rounds
 

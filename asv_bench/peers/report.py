@@ -4,13 +4,16 @@ from typing import Any
 
 from .throughput import TOLERANCE
 
+CORE_SHARE = 0.97  # below it, the machine was not quiet enough
+
 COLUMNS = ("", "ms", "GF/s", "of peak", "/ subquad", "differs", "rounds")
 WIDTHS = (16, 10, 8, 8, 10, 9, 7)
 
 
 def render(comparison: dict[str, Any]) -> str:
+    threads = comparison["settings"]["threads"]
     blocks = [header(comparison)]
-    blocks += [case_table(result) for result in comparison["throughput"]]
+    blocks += [case_table(result, threads) for result in comparison["throughput"]]
     blocks += [section(name, content) for name, content in comparison["sections"].items()]
     blocks.append(targets_table(comparison))
     return "\n\n".join(blocks)
@@ -30,14 +33,20 @@ def header(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def case_table(result: dict[str, Any]) -> str:
-    peak = result["peak_gflops"]
+def case_table(result: dict[str, Any], threads: int) -> str:
     lines = [
         f"{result['case']}: {result['pattern']}, n = {result['n']}, {result['heads']} head(s), d = {result['d']},"
-        f" {result['pairs']:,} pairs; FMA peak {peak:.1f} GF/s",
+        f" {result['pairs']:,} pairs",
+        f"FMA peak {result['peak_gflops']:.1f} GF/s" + (core_share(result) if threads == 1 else ""),
         row(COLUMNS),
     ]
     return "\n".join(lines + [entry_row(entry) for entry in result["entries"]])
+
+
+def core_share(result: dict[str, Any]) -> str:
+    share = result["core_share"]
+    warning = "" if share > CORE_SHARE else " (!): others were using it, the figures are too low"
+    return f"; the core was ours {share:.0%} of the time{warning}"
 
 
 def entry_row(entry: dict[str, Any]) -> str:

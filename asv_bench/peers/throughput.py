@@ -47,6 +47,7 @@ class CaseResult:
     d: int
     pairs: int
     peak_gflops: float | None = None
+    core_share: float | None = None  # of the time that the core was ours; with several threads, waiting lowers it too
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -123,6 +124,7 @@ def summarise(result: CaseResult, case: Case, rounds: list[Round], threads: int)
         return one["gauge"] * threads  # measured on one core
 
     result.peak_gflops = median_of(rounds, peak)
+    result.core_share = median_of(rounds, lambda one: one["core"])
     for entry in result.entries:
         name = entry.contender
         entry.rounds = sum(name in one for one in rounds)

@@ -63,7 +63,7 @@ def measure_accuracy(query: Array, key: Array, value: Array, out: Array, pattern
     keys, values = key.astype(np.float64), value.astype(np.float64)
     columns = np.arange(n)[None, :]
     largest_difference, largest_score, mass = 0.0, 0.0, 0.0
-    for chunk in np.array_split(rows, math.ceil(rows.size * n / CHUNK_SCORES)):
+    for chunk in np.array_split(rows, min(rows.size, math.ceil(rows.size * n / CHUNK_SCORES))):
         allowed = np.broadcast_to(pattern.contains(chunk[:, None], columns, n, n), (chunk.size, n))
         for head in range(heads):
             scores = query[head, chunk].astype(np.float64) @ keys[head].T * d**-0.5

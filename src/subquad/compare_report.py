@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from subquad.compare import DENSE, Comparison, Row
+from subquad.complexity.memory import RESOLUTION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
 #: More labels than this collide on the n axis.
 MOST_TICKS = 7
-PAGE = 4096
 
 
 def format_bytes(size: float) -> str:
@@ -52,6 +52,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
+def _extra_memory(row: Row) -> str:
+    return format_bytes(row.extra_bytes) if row.extra_bytes >= RESOLUTION else f"<{RESOLUTION / 1e6:g} MB"
+
+
 def _row_cells(row: Row) -> list[str]:
     dense = row.pattern == DENSE
     mark = "~" if row.predicted else ""
@@ -63,7 +67,7 @@ def _row_cells(row: Row) -> list[str]:
         _percent(row.share),
         mark_dense + format_seconds(row.seconds),
         "" if dense else f"{mark}{_digits(row.speedup)} x",
-        mark_dense + format_bytes(row.extra_bytes),
+        mark_dense + _extra_memory(row),
         format_bytes(row.scores_bytes),
         "" if row.max_difference is None else f"{row.max_difference:.1e}" + ("" if row.correct else " WRONG"),
         "" if row.mass is None else _percent(row.mass),
@@ -105,8 +109,8 @@ def headline(comparison: Comparison) -> str:
     row = max(sparse, key=lambda row: (row.mass or 0.0) / row.seconds)
     return (
         f"At n = {row.n:,} {row.pattern} attends {_percent(row.share)} of the pairs in {format_seconds(row.seconds)}: "
-        f"{_against_dense(row)}, {format_bytes(row.extra_bytes)} instead of "
-        f"{format_bytes(dense.extra_bytes)}, and keeps {_percent(row.mass or 0.0)} of the softmax mass."
+        f"{_against_dense(row)}, {_extra_memory(row)} instead of "
+        f"{_extra_memory(dense)}, and keeps {_percent(row.mass or 0.0)} of the softmax mass."
     )
 
 
@@ -147,7 +151,9 @@ def draw(comparison: Comparison, format: str = "png") -> bytes:
     FigureCanvasAgg(figure)
     time_axes, memory_axes = figure.subplots(1, 2)
     _draw_lines(time_axes, comparison, "seconds", 1e3, "time, ms")
-    _draw_lines(memory_axes, comparison, "extra_bytes", 1e-6, "memory beyond inputs and output, MB")
+    _draw_lines(
+        memory_axes, comparison, "extra_bytes", 1e-6, f"memory beyond inputs and output, MB (from {RESOLUTION / 1e6:g})"
+    )
     handles, labels = time_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(textwrap.fill(headline(comparison), 120), fontsize=10)
@@ -162,8 +168,8 @@ def _draw_lines(axes: "Axes", comparison: Comparison, quantity: str, scale: floa
     for number, pattern in enumerate(comparison.patterns):
         rows = comparison.of(pattern)
         n = [row.n for row in rows]
-        # One page is the least that memory comes in, and a logarithmic axis has no place for zero.
-        y = [scale * max(getattr(row, quantity), PAGE if quantity == "extra_bytes" else 0) for row in rows]
+        # A logarithmic axis has no place for zero, nor for noise.
+        y = [scale * max(getattr(row, quantity), RESOLUTION if quantity == "extra_bytes" else 0) for row in rows]
         colour = "black" if pattern == DENSE else COLOURS[number % len(COLOURS)]
         marker = MARKERS[number % len(MARKERS)]
         # Only dense rows are predicted themselves; the dashes start at the last measured point.

@@ -17,8 +17,9 @@ def attention(query: Array, key: Array, value: Array, *, out: Array | None = Non
     if out is None:
         out = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
     scale = query.dtype.type(query.shape[-1] ** -0.5)
+    scores = np.empty((query.shape[1], key.shape[1]), query.dtype)
     for head in range(query.shape[0]):
-        scores = (query[head] * scale) @ key[head].T
+        np.matmul(query[head] * scale, key[head].T, out=scores)
         scores -= scores.max(axis=1, keepdims=True)
         np.exp(scores, out=scores)
         np.matmul(scores, value[head], out=out[head])

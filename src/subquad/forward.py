@@ -76,9 +76,9 @@ def _run_phase(
     table: npt.NDArray[np.int64],
     threads: int,
 ) -> None:
-    q, k, v = inputs.arrays
+    q, _, v = inputs.arrays
     gathered = isinstance(phase, GatheredPhase)
-    if gathered:
+    if isinstance(phase, GatheredPhase):
         table[layout.INDEX_COUNT] = len(phase.indices)
     kernel = load("gathered" if gathered else "tiled", inputs.compute_dtype.name)
     pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])

@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     @property
     def group(self) -> int:
         """Query heads that share one head of keys."""
-        return self.arrays[0].shape[1] // max(1, self.arrays[1].shape[1])
+        return int(self.arrays[0].shape[1] // max(1, self.arrays[1].shape[1]))
 
 
 def checked_pattern(pattern: Any) -> Pattern:
@@ -59,11 +59,10 @@ def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
     arrays = {name: _checked_array(x, name) for name, x in given.items()}
     _check_dtypes(arrays)
     _check_shapes(arrays)
-    q, k = arrays["query"], arrays["key"]
+    q = arrays["query"]
     dtype = q.dtype.newbyteorder("=")
     compute = np.dtype(np.float32) if dtype.name in _HALF else dtype
     prepared = tuple(_four_axes(_kernel_ready(x, compute)) for x in arrays.values())
-    del k
     return Inputs(prepared, q.shape[:-2], dtype)
 
 
@@ -77,7 +76,7 @@ def _checked_array(x: Any, name: str) -> Array:
         )
     if not 2 <= array.ndim <= 4:
         raise ValueError(
-            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got {array.ndim} axes: {array.shape}"
+            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got shape {array.shape}"
         )
     if array.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one column; got shape {array.shape}")
@@ -110,7 +109,7 @@ def _check_shapes(arrays: dict[str, Array]) -> None:
 
 
 def _kernel_ready(x: Array, dtype: np.dtype[Any]) -> Array:
-    """In the kernel's dtype, native byte order, aligned, with strides of whole elements; a copy only where it must be."""
+    """In the kernel's dtype, native byte order, aligned, strides of whole elements; a copy only where it must be."""
     ready = x.astype(dtype, copy=False)
     whole = all(stride % ready.itemsize == 0 for stride in ready.strides)
     return ready if whole and ready.flags.aligned else np.array(ready, order="C")
@@ -142,7 +141,7 @@ def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=100_000))
+        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -150,7 +149,9 @@ def _overlap(a: Array, b: Array) -> bool:
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
     """An array for a result, or a MemoryError that names it."""
     n_bytes = math.prod(shape) * dtype.itemsize
-    checks.allocatable(n_bytes, f"the {name} of shape {shape} and dtype {dtype}", "Work on fewer rows or heads at a time.")
+    checks.allocatable(
+        n_bytes, f"the {name} of shape {shape} and dtype {dtype}", "Work on fewer rows or heads at a time."
+    )
     try:
         return np.empty(shape, dtype)
     except MemoryError:

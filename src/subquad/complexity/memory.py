@@ -2,8 +2,11 @@
 
 A peak is a property of a whole process: compilers, imports and earlier calls leave theirs behind. So a fresh process
 first runs everything once on a small problem, allocates and touches inputs and output, resets the kernel's high-water
-mark of resident memory, makes the one call, and reports by how much the mark rose. The kernel counts pages in batches:
-take a result as exact to about a quarter of a megabyte.
+mark of resident memory, makes the one call, and reports by how much the mark rose.
+
+Linux counts pages in batches, on each processor by itself: with two processors a result was measured to be too low by
+up to 256 kB, with 64 it may be by a few megabytes. An array of more than 4 MB may take up to 2 MB more than its size,
+where NumPy asks for huge pages.
 """
 
 import contextlib
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+#: Less than this cannot be told from nothing, on a machine of a few processors.
+RESOLUTION = 500_000
 #: Rows of the warm-up: enough for a full tile and an edge in each kernel, small enough to leave no mark.
 WARM_UP_ROWS = 256
 # glibc raises its threshold for giving an array pages of its own each time a large one is freed; later arrays may then
@@ -62,7 +67,7 @@ def extra_memory(
     Returns
     -------
     int
-        Exact to about a quarter of a megabyte on Linux. Elsewhere a lower bound, and a `RuntimeWarning` says so.
+        Exact to about `RESOLUTION` on Linux. Elsewhere a lower bound, and a `RuntimeWarning` says so.
 
     Raises
     ------

@@ -123,7 +123,7 @@ def source_digest() -> str:
 
 
 def cache_directory() -> Path | None:
-    """Where machine code is kept: `SUBQUAD_CACHE_DIR`, or `subquad` in the user's cache; None with `SUBQUAD_CACHE=0`."""
+    """Where machine code is kept: `SUBQUAD_CACHE_DIR`, else the user's cache; None with `SUBQUAD_CACHE=0`."""
     if os.environ.get("SUBQUAD_CACHE") == "0":
         return None
     chosen = os.environ.get("SUBQUAD_CACHE_DIR")

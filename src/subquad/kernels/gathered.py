@@ -6,8 +6,23 @@ from subquad.kernels import layout
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
 from subquad.kernels.simd import (
-    at, broadcast, exp2, fma, greater, lane_max, lane_sum, larger, load, load_part, log2, not_equal_or_nan, prefetch,
-    select, splat, store, width_of,
+    at,
+    broadcast,
+    exp2,
+    fma,
+    greater,
+    lane_max,
+    lane_sum,
+    larger,
+    load,
+    load_part,
+    log2,
+    not_equal_or_nan,
+    prefetch,
+    select,
+    splat,
+    store,
+    width_of,
 )  # fmt: skip
 
 # Keys ahead whose rows are asked for, about one row's list. 64 random keys a row, n = 16,384, d = 64: 23 ms without,

@@ -18,7 +18,7 @@ FIRST_KEY, KEY_STEP, KEY_LIST, KEY_COUNT, AXIS, FULL_BEGIN, FULL_END, MASK, LEFT
 RUN_COLUMNS = 11
 BITS_AT = LEFT
 
-# MASK: every key | p // BLOCK - LEFT <= j // BLOCK <= p // BLOCK + RIGHT | its negation | bits[BITS_AT + t], a bit a row
+# MASK: all keys | p // BLOCK - LEFT <= j // BLOCK <= p // BLOCK + RIGHT | its negation | bits[BITS_AT + t], a bit a row
 MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
 
 # geometry: sizes and strides of one head

@@ -7,7 +7,6 @@ accumulators, 2 lane registers and 1 broadcast of AVX2 fit its 16 registers: 1.8
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from subquad.kernels.simd import LANES, emit_fma, emit_larger, emit_mask, emit_splat, lanes_address

@@ -308,7 +308,7 @@ not_equal_or_nan = _comparison("not_equal_or_nan", False, "!=")
 
 
 def _exp2_coefficients(degree):
-    """Chebyshev interpolant of 2**f on [-1/2, 1/2], lowest power first; the constant is exactly 1 so that exp2(0) is."""
+    """Chebyshev interpolant of 2**f on [-1/2, 1/2], lowest power first; the constant is exactly 1, so exp2(0) is."""
     interpolant = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
     coefficients = interpolant.convert(kind=np.polynomial.Polynomial).coef
     coefficients[0] = 1.0
@@ -346,7 +346,7 @@ def exp2(typing_context, x):
 
 @intrinsic
 def log2(typing_context, x):
-    """log2 of positive normal lanes: exponent plus the atanh series of the mantissa in [sqrt(1/2), sqrt(2)); NaN stays."""
+    """log2 of positive normal lanes: exponent plus atanh series of the mantissa in [sqrt(1/2), sqrt(2)); NaN stays."""
     mantissa, _, _, terms = _FORMAT[x.bits]
 
     def codegen(context, builder, sig, args):

@@ -20,7 +20,12 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry):
     subtracted in its place. `careful` leaves masked values out altogether: 0 times one of them may be NaN.
     """
     lanes, s_t, o_t, k_off, v_off, mask = width_of(k), work.s_t, work.o_t, work.k_off, work.v_off, work.mask
-    d, d_v, k_col, v_col = geometry[layout.D], geometry[layout.D_V], geometry[layout.K_COLUMN], geometry[layout.V_COLUMN]
+    d, d_v, k_col, v_col = (
+        geometry[layout.D],
+        geometry[layout.D_V],
+        geometry[layout.K_COLUMN],
+        geometry[layout.V_COLUMN],
+    )
     before, never, zero = load(work.m, 0), splat(k, -np.inf), splat(k, 0.0)
 
     # S^T = K Q^T, six keys at a time; the last keys are filled up with copies of the last one

@@ -139,7 +139,7 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
     tile whose result is not finite is done once more, leaving masked keys out: nothing to pay where all is finite.
     """
     lanes, padded = width_of(q), STEP + 8
-    d, d_v = geometry[layout.D], geometry[layout.D_V]
+    d = geometry[layout.D]
     s_t, q_t = at(floats, 3 * lanes), at(floats, (3 + padded) * lanes)
     row = at(ints, 3 * padded)
     work = Work(

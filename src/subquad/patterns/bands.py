@@ -41,15 +41,16 @@ class Band(Pattern):
         left, right, block = self.reach()
         block = min(block, shape.n_q + shape.n_k + 1)
         farthest = (shape.n_q + shape.n_k) // block + 1
-        return *(farthest if side is None else min(side, farthest) for side in (left, right)), block
+        left, right = (farthest if side is None else min(side, farthest) for side in (left, right))
+        return left, right, block
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         start, stop = self._bounds(i + shape.shift, shape)
         return np.asarray((start <= j) & (j < stop))
 
     def _row(self, i: int, shape: Shape) -> Ints:
-        start, stop = self._bounds(np.int64(i + shape.shift), shape)  # type: ignore[arg-type]
-        return np.arange(start, stop)
+        start, stop = self._bounds(np.array([i + shape.shift]), shape)
+        return np.arange(int(start[0]), int(stop[0]))
 
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         # bounds ascend with the row: every row sees from the last start to the first stop, some row from first to last

@@ -9,8 +9,8 @@ import numpy as np
 from subquad import checks
 from subquad.complexity.orders import QUADRATIC, Order
 from subquad.patterns.base import Shape
-from subquad.patterns.spans import Bools, Ints
 from subquad.patterns.block_lists import BlockLists, expand
+from subquad.patterns.spans import Bools, Ints
 
 
 class BlockSparse(BlockLists):
@@ -44,6 +44,11 @@ class BlockSparse(BlockLists):
 
     __slots__ = ("_digest", "block", "indices", "indptr", "layout_shape")
 
+    indptr: Ints
+    indices: Ints
+    layout_shape: tuple[int, int]
+    _digest: int
+
     def __init__(self, layout: Any, block: Any) -> None:
         indptr, indices, shape = _checked_layout(layout)
         set_field = object.__setattr__
@@ -71,7 +76,7 @@ class BlockSparse(BlockLists):
         )
 
     def __hash__(self) -> int:
-        return int(self._digest)
+        return self._digest
 
     def __repr__(self) -> str:
         rows, columns = self.layout_shape

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Pattern, Shape
-from subquad.patterns.spans import Bools, Ints
+from subquad.patterns.base import Shape
 from subquad.patterns.block_lists import BlockLists
+from subquad.patterns.spans import Bools, Ints
 
 _CHUNK = 1 << 20  # draws at a time: bounds the memory of a long sequence
 
@@ -24,30 +24,34 @@ def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _draws(seed: int, rows: Ints, first: int, count: int, n: int) -> Ints:
-    """Draws `first` to `first + count` of every row: integers in [0, n), by the counter (seed, row, draw)."""
+def _draws(seed: int, rows: Ints, count: int, n: int) -> Ints:
+    """The first `count` draws of every row: integers in [0, n), by the counter (seed, row, draw)."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     seeds = _mixed(np.array([(seed & (2**64 - 1))], np.uint64) + golden)
     keys = _mixed(seeds + (rows.astype(np.uint64) + np.uint64(1)) * golden)
-    counters = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * golden
+    counters = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * golden
     return np.asarray(_mixed(keys[:, None] + counters[None, :]) % np.uint64(n), np.int64)
 
 
 def _first_distinct(seed: int, rows: Ints, k: int, n: int) -> Ints:
     """The first k distinct draws of each row, sorted: k of n without replacement, uniformly. Needs k <= n / 2."""
-    count, chosen = k + max(8, k // 2), np.empty((len(rows), k), np.int64)
-    waiting = np.arange(len(rows))
-    while len(waiting):
-        draws = _draws(seed, rows[waiting], 0, count, n)
-        by_value = np.argsort(draws, axis=1, kind="stable")
-        in_order = np.take_along_axis(draws, by_value, axis=1)
-        repeated = np.zeros(draws.shape, bool)
-        np.put_along_axis(repeated[:, :], by_value[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
-        rank = np.cumsum(~repeated, axis=1)
-        enough = rank[:, -1] >= k
-        taken = ~repeated[enough] & (rank[enough] <= k)
-        chosen[waiting[enough]] = np.sort(draws[enough][taken].reshape(-1, k), axis=1)
-        waiting, count = waiting[~enough], 2 * count
+    chosen = np.empty((len(rows), k), np.int64)
+    draws = np.sort(_draws(seed, rows, k, n), axis=1)
+    chosen[:] = draws
+    waiting, count = np.nonzero((draws[:, 1:] == draws[:, :-1]).any(axis=1))[0], k
+    while len(waiting):  # the rows whose first draws repeat one another need more of them
+        count = 2 * count + 8
+        # value and number of a draw in one integer: sorted, the first of equal values comes first
+        ordered = np.sort(_draws(seed, rows[waiting], count, n) * count + np.arange(count), axis=1)
+        value, number = np.divmod(ordered, count)
+        fresh = np.ones(value.shape, bool)
+        fresh[:, 1:] = value[:, 1:] != value[:, :-1]
+        distinct = np.zeros(value.shape, bool)
+        np.put_along_axis(distinct, number, fresh, axis=1)
+        rank = np.take_along_axis(np.cumsum(distinct, axis=1), number, axis=1)
+        enough = fresh.sum(axis=1) >= k
+        chosen[waiting[enough]] = value[enough][(fresh & (rank <= k))[enough]].reshape(-1, k)
+        waiting = waiting[~enough]
     return chosen
 
 

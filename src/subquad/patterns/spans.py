@@ -26,7 +26,7 @@ class Spans(NamedTuple):
     def clean(self) -> Spans:
         """Without the empty ones."""
         kept = self.start < self.stop
-        return self if kept.all() else Spans(*(field[kept] for field in self))
+        return self if kept.all() else Spans(self.tile[kept], self.start[kept], self.stop[kept], self.full[kept])
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Tiles:
 
     def rows(self, which: Ints) -> Ints:
         """The rows of some tiles, (len(which), lanes); the last row stands in for missing ones."""
-        lane = np.minimum(np.arange(self.lanes), self.count[which, None] - 1)
-        affine = self.first[which, None] + lane * self.step[which, None]
+        lane: Ints = np.minimum(np.arange(self.lanes), self.count[which, None] - 1)
+        affine: Ints = self.first[which, None] + lane * self.step[which, None]
         if not len(self.listed):
             return affine
         return np.where(self.at[which, None] >= 0, self.listed[np.maximum(self.at[which, None], 0) + lane], affine)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ from subquad.patterns.strided import Strided
 from subquad.plan.segments import Axis, Segments, segment
 from subquad.plan.tables import GatheredPhase, Phase, Plan, TiledPhase
 from subquad.plan.terms import Group, Term, disjoint_terms, expand_globals, is_listed, row_groups
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 _CHUNK = 1 << 20  # pairs whose mask is worked out at a time
 
@@ -146,7 +150,9 @@ class _TiledBuilder:
         wanted = np.nonzero(mask == MASK_BITS)[0]
         sizes = (segments.stop - segments.start)[wanted]
         checks.allocatable(
-            2 * int(sizes.sum()), f"the mask of {expression!r}", "Join patterns that overlap less, or shorten the input."
+            2 * int(sizes.sum()),
+            f"the mask of {expression!r}",
+            "Join patterns that overlap less, or shorten the input.",
         )
         for at in _chunks(sizes * self.lanes):
             chosen = wanted[at]
@@ -167,7 +173,7 @@ class _TiledBuilder:
             bits_at[chosen] = self.n_bits + np.cumsum(size * written) - size * written
             self.bits.append(words[written[owner]])
             self.n_bits += len(self.bits[-1])
-        return segments._replace(mask=mask).where(kept), bits_at[kept]
+        return segments._replace(mask=mask).take(kept), bits_at[kept]
 
     def count(self, segments: Segments, axis: Axis, leaves: list[Pattern]) -> None:
         """Add up the pairs of full and of band segments; those of bits have been counted."""
@@ -176,7 +182,7 @@ class _TiledBuilder:
         for index, leaf in enumerate(leaves):
             edges = np.nonzero((segments.band == index) & (segments.mask != MASK_FULL))[0]
             for at in _chunks(np.full(len(edges), 4 * self.lanes)):
-                tile, start, stop, mask, _ = segments.where(edges[at])
+                tile, start, stop, mask, _ = segments.take(edges[at])
                 rows = axis.tiles.rows(tile)
                 low, high = leaf._bounds(rows + self.shape.shift, self.shape)  # type: ignore[attr-defined]
                 tiles = np.broadcast_to(tile[:, None], rows.shape)
@@ -207,7 +213,7 @@ class _TiledBuilder:
 
 
 def _runs(segments: Segments, bits_at: Ints) -> Ints:
-    """A row for each run, its band and its tile in two more columns. Full stretches take in the band edges beside them."""
+    """A row for each run, then its band and its tile. Full stretches take in the band edges beside them."""
     tile, start, stop, mask, band = segments
     n = len(tile)
     near = np.zeros(n + 1, bool)  # near[k]: segment k goes on where k - 1 ends
@@ -243,11 +249,11 @@ def _chunks(sizes: Ints) -> Iterable[slice]:
         return
     number = (np.cumsum(sizes) - sizes) // _CHUNK
     cuts = np.concatenate(([0], np.nonzero(np.diff(number))[0] + 1, [len(sizes)]))
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in pairwise(cuts):
         yield slice(int(a), int(b))
 
 
-def _concatenated(parts: list[npt.NDArray[np.generic]] | list[Ints], dtype: type) -> npt.NDArray[np.generic]:
+def _concatenated(parts: Sequence[npt.NDArray[_Item]], dtype: type[_Item]) -> npt.NDArray[_Item]:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 

@@ -57,7 +57,7 @@ class Segments(NamedTuple):
     mask: Ints  # MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND or MASK_BITS
     band: Ints  # index into the leaves; -1 without a band
 
-    def where(self, kept: Bools) -> Segments:
+    def take(self, kept: Bools | Ints) -> Segments:
         return Segments(*(field[kept] for field in self))
 
 
@@ -97,7 +97,7 @@ def segment(expression: Pattern, driver: Pattern | None, axis: Axis) -> tuple[Se
         band[alone] = index
         value[alone & (with_band == without)] = with_band[alone & (with_band == without)]
         mask[alone & (value == FULL)] = MASK_FULL
-    return _joined(Segments(tile, start, stop, mask, band).where(value != NONE)), leaves
+    return _joined(Segments(tile, start, stop, mask, band).take(value != NONE)), leaves
 
 
 def _ascending(values: Ints) -> Ints:

@@ -94,7 +94,8 @@ class Plan:
 
     def describe(self) -> str:
         """The phases in words, with their sizes."""
-        lines = [f"{self.nnz:,} pairs of {self.shape.n_q:,} x {self.shape.n_k:,}, {checks.size_text(self.nbytes)} of plan"]
+        n_q, n_k = self.shape
+        lines = [f"{self.nnz:,} pairs of {n_q:,} x {n_k:,}; the plan takes {checks.size_text(self.nbytes)}"]
         for phase in self.phases:
             if isinstance(phase, TiledPhase):
                 visited = int((phase.work * self.lanes).sum())
@@ -124,9 +125,9 @@ class Plan:
     def _tile_rows(self, phase: TiledPhase) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Rows of every tile, (tiles, lanes), and which of them are there."""
         tiles, lane = phase.tiles, np.arange(self.lanes)
-        present = lane < tiles[:, [layout.ROW_COUNT]]
-        within = np.minimum(lane, tiles[:, [layout.ROW_COUNT]] - 1)
-        rows = tiles[:, [layout.FIRST_ROW]] + within * tiles[:, [layout.ROW_STEP]]
+        present = np.asarray(lane < tiles[:, [layout.ROW_COUNT]])
+        within: Ints = np.minimum(lane, tiles[:, [layout.ROW_COUNT]] - 1)
+        rows: Ints = tiles[:, [layout.FIRST_ROW]] + within * tiles[:, [layout.ROW_STEP]]
         listed = tiles[:, [layout.ROW_LIST]]
         if len(phase.rows):
             rows = np.where(listed >= 0, phase.rows[np.maximum(listed, 0) + within * (listed >= 0)], rows)

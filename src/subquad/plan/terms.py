@@ -114,7 +114,7 @@ def _with_row_sets(pattern: Pattern, values: dict[RowSet, bool]) -> Pattern | No
 
 
 def disjoint_terms(expression: Pattern, shape: Shape) -> list[Term]:
-    """Terms whose pairs make up the expression, each pair in one of them: what an earlier term has, a later one leaves."""
+    """Terms whose pairs make up the expression: what an earlier term has, a later one leaves out."""
     merged: dict[Pattern | None, Pattern] = {}
     for driver, part in _terms(expression, shape):
         merged[driver] = merged[driver] | part if driver in merged else part
