@@ -57,7 +57,7 @@ def oracle_scores(query, key, pattern, scale=None):
     """Scaled scores in float64, -inf outside the pattern."""
     q, k = (np.asarray(array).astype(np.float64) for array in (query, key))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = np.einsum("...id,...jd->...ij", q, for_query_heads(k, q)) * scale
+    scores = q @ for_query_heads(k, q).swapaxes(-1, -2) * scale
     return np.where(mask_of(pattern, q.shape[-2], k.shape[-2]), scores, -np.inf)
 
 
@@ -76,7 +76,7 @@ def oracle(query, key, value, pattern, scale=None):
     """Naive softmax attention in float64: `(out, lse)`."""
     weights, lse = oracle_softmax(oracle_scores(query, key, pattern, scale))
     v = for_query_heads(np.asarray(value).astype(np.float64), np.asarray(query))
-    return np.einsum("...ij,...je->...ie", weights, v), lse
+    return weights @ v, lse
 
 
 def score_bound(query, key, scale=None):

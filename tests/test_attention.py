@@ -18,12 +18,13 @@ from support import (
     case,
     inputs,
     oracle,
+    random_layout,
     result_or_refusal,
     sized_expressions,
     tolerance,
 )
 
-from subquad import Banded, Causal, Dense, Global, Random, Strided, attention
+from subquad import Banded, BlockSparse, Causal, Dense, Global, Random, Strided, attention, longformer
 
 DTYPES = [FLOAT32, FLOAT64, FLOAT16, BFLOAT16]
 
@@ -43,6 +44,33 @@ def test_every_case_at_awkward_sizes(rng, name, size, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_past_many_tiles(rng, name, dtype):
     check(*inputs(rng, 517, 643, d=8, leading=(2,), dtype=dtype), case(name, 517, 643))
+
+
+# Enough work for one head to be cut into several pieces of a thread's.
+LARGE = {
+    "dense": Dense(),
+    "causal": Causal(),
+    "banded": Banded(400),
+    "strided": Strided(3),
+    "random": Random(200, 1),
+    "random-blocks": Random(9, 2, block=64),
+    "blocks": BlockSparse(random_layout(1500, 1600, 48), 48),
+    "longformer": longformer(400, [0, 700, 1599]),
+    "difference": Causal() - Strided(4),
+    "union": Random(100, 3) | Banded(100) | Strided(9),
+}
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_calls_are_right_however_they_are_shared_out(rng, name, dtype):
+    arrays = inputs(rng, 1500, 1600, 100, 130, dtype=dtype)
+    out, lse = attention(*arrays, LARGE[name], return_lse=True, num_threads=2)
+    assert_matches_oracle(out, lse, *arrays, LARGE[name])
+    for num_threads in (1, 3):
+        again = attention(*arrays, LARGE[name], return_lse=True, num_threads=num_threads)
+        assert_same_bits(again[0], out)
+        assert_same_bits(again[1], lse)
 
 
 @pytest.mark.parametrize("d_v", [1, 3, 8, 33, 60, 64, 100])
@@ -255,7 +283,7 @@ def test_scores_of_extreme_size(rng, name, size, dtype):
     check(query, key, value, case(name, 63, 63), scale=size)
 
 
-@pytest.mark.parametrize("offset", [-1e4, 1e4, -3e38])
+@pytest.mark.parametrize("offset", [-1e4, 1e4, -2e38, 2e38])
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("name", ["banded-3", "random-5", "strided-7", "longformer", "causal"])
 def test_a_common_offset_of_the_scores_neither_overflows_nor_vanishes(rng, name, dtype, offset):

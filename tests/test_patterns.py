@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import pickle
@@ -14,7 +15,7 @@ import scipy.sparse
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from support import CASES, case, mask_of, sized_expressions
+from support import CASES, case, mask_of, result_or_refusal, sized_expressions
 
 import subquad
 from subquad import (
@@ -200,7 +201,7 @@ def test_a_pattern_is_a_value(name):
     pattern, again = case(name, 64, 64), case(name, 64, 64)
     assert pattern == again
     assert hash(pattern) == hash(again)
-    assert pickle.loads(pickle.dumps(pattern)) == pattern
+    assert pickle.loads(pickle.dumps(pattern)) == copy.deepcopy(pattern) == pattern
     assert len({pattern, again}) == 1
     assert pattern != Banded(12345)
     with pytest.raises((AttributeError, TypeError)):
@@ -248,6 +249,33 @@ def test_parameters_far_larger_than_the_sequence(name):
     np.testing.assert_array_equal(mask_of(pattern, 3, 4), matrix(expected))
     np.testing.assert_array_equal(pattern.plan(3, 4).scatter(), matrix(expected))
     assert pattern.nnz(3, 4) == matrix(expected).sum()
+
+
+PAST_64_BITS = {
+    "window": lambda: Banded(2**100),
+    "stride": lambda: Strided(2**100),
+    "keys": lambda: Random(2**100, 0),
+    "seed": lambda: Random(2, 2**100),
+    "block": lambda: Random(1, 0, block=2**100),
+    "tokens": lambda: Global(range(2**100), rows=False),
+    "dilation": lambda: dilated(1, 2**100),
+    "global_blocks": lambda: bigbird(2**62),
+}
+
+
+@pytest.mark.parametrize("name", PAST_64_BITS)
+def test_parameters_past_64_bits_work_or_are_refused_by_name(name):
+    scattered, refusal = result_or_refusal(lambda: PAST_64_BITS[name]().plan(3, 4).scatter())
+    if refusal is None:
+        np.testing.assert_array_equal(scattered, mask_of(PAST_64_BITS[name](), 3, 4))
+    else:
+        assert name in refusal
+
+
+def test_seeds_that_differ_draw_different_keys():
+    seeds = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63)]
+    rows = {tuple(Random(20, seed).row(3, 10, 1000)) for seed in seeds}
+    assert len(rows) == len(seeds)
 
 
 @pytest.mark.parametrize("form", [list, set, iter, np.array])

@@ -83,6 +83,16 @@ def test_a_failing_peer_is_a_result(peers):
     assert result.entries[0].seconds > 0
 
 
+def test_a_case_that_nobody_can_do_is_reported(peers, without_torch, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("subquad.attention", fail)
+    comparison = tiny(peers, cases=["banded-8"])
+    assert comparison["throughput"][0]["entries"][0]["note"] == "MemoryError: too large"
+    assert "subquad          failed: MemoryError: too large" in peers("report").render(comparison)
+
+
 @pytest.mark.parametrize(("wrong_by", "flagged"), [(0.0, False), (0.01, True), (np.nan, True)])
 def test_other_results_are_flagged(peers, wrong_by, flagged):
     def prepare(case, arrays, threads):

@@ -1,8 +1,8 @@
-"""What holds to the bit: no leaks, no dependence on threads, batches or memory; merging; processes and threads."""
+"""What holds to the bit: no leaks, no dependence on threads, batches or memory; merging."""
 
 from __future__ import annotations
 
-import threading
+import faulthandler
 
 import numpy as np
 import pytest
@@ -28,7 +28,18 @@ from support import (
     tolerance,
 )
 
-from subquad import Banded, Causal, Dense, Global, Random, Strided, attention, bigbird, longformer, merge
+from subquad import (
+    Banded,
+    Causal,
+    Dense,
+    Random,
+    Strided,
+    attention,
+    attention_scores,
+    bigbird,
+    longformer,
+    merge,
+)
 
 N_Q, N_K = 63, 67
 POISON = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -260,40 +271,48 @@ def test_merge_of_extreme_parts(rng, size):
     np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
 
 
-PROCESS_CASES = ["banded-3", "random-5", "strided-7", "longformer", "nested"]
+def write_past(array, step):
+    faulthandler.disable()
+    np.lib.stride_tricks.as_strided(array, (len(array) + 1,), (step,))[-1] = 1
 
 
-def test_eight_threads_at_once(rng):
-    arrays = inputs(rng, 301, 301, 32, leading=(4,))
-    patterns = [case(name, 301, 301) for name in PROCESS_CASES] + [Global([1, 5]), Causal(), bigbird(16)]
-    expected = [attention(*arrays, pattern, num_threads=1) for pattern in patterns]
-    results, barrier = [[] for _ in patterns], threading.Barrier(len(patterns))
-
-    def work(index):
-        barrier.wait()
-        for _ in range(10):
-            results[index].append(attention(*arrays, patterns[index], num_threads=2))
-
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(patterns))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    for outs, wanted in zip(results, expected, strict=True):
-        assert len(outs) == 10
-        for out in outs:
-            assert_same_bits(out, wanted)
+@pytest.mark.skipif(**linux_only)
+def test_the_guard_pages_and_frames_of_this_suite_work(guarded):
+    run_in_child("fork", write_past, guarded(np.ones(5)), 0)
+    with pytest.raises(AssertionError, match="-11"):
+        run_in_child("fork", write_past, guarded(np.ones(5)), 8)
+    with pytest.raises(AssertionError, match="-11"):
+        run_in_child("fork", write_past, guarded(np.ones(1), before=True), -8)
+    frame = framed(np.ones(5, np.float32))
+    frame.assert_frame_untouched()
+    write_past(frame.view, 4)
+    with pytest.raises(AssertionError, match="1 elements"):
+        frame.assert_frame_untouched()
 
 
-def attention_twice(arrays, expected):
-    for name, wanted in zip(PROCESS_CASES, expected, strict=True):
-        for num_threads in (1, 2):
-            assert_same_bits(attention(*arrays, case(name, 97, 97), num_threads=num_threads), wanted)
+@pytest.mark.parametrize("pattern", [Dense(), Banded(1), Strided(2), Random(4, 0), Causal()], ids=repr)
+def test_a_key_of_score_minus_infinity_weighs_nothing(pattern):
+    query, key, value = np.ones((9, 1), np.float32), np.zeros((9, 1), np.float32), np.arange(9.0, dtype=np.float32)
+    key[4] = -np.inf
+    out, lse = attention(query, key, value[:, None], pattern, scale=1.0, return_lse=True)
+    allowed = mask_of(pattern, 9, 9)
+    allowed[:, 4] = False
+    count = allowed.sum(axis=1)
+    expected = np.divide(allowed @ value, count, out=np.zeros(9), where=count > 0)
+    np.testing.assert_allclose(out[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(lse[count > 0], np.log(count[count > 0]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_child_processes_after_use(rng, method):
-    arrays = inputs(rng, 97, 97, 16, leading=(4,))
-    expected = [attention(*arrays, case(name, 97, 97), num_threads=2) for name in PROCESS_CASES]
-    run_in_child(method, attention_twice, arrays, expected)
-    attention_twice(arrays, expected)
+@pytest.mark.parametrize("name", ["banded-3", "random-5", "strided-7", "longformer", "global", "blocks-5", "nested"])
+def test_what_was_returned_is_the_caller_s(rng, name):
+    """Writing into a result changes no later result: nothing that is kept for the next call is handed out."""
+    query, key, value = inputs(rng, 40, 40)
+    pattern = case(name, 40, 40)
+    out, scores = attention(query, key, value, pattern), attention_scores(query, key, pattern)
+    wanted = [array.copy() for array in (out, scores.indptr, scores.indices, scores.data)]
+    for array in (out, scores.indptr, scores.indices, scores.data, *(pattern.row(i, 40, 40) for i in range(40))):
+        array[...] = 0
+    again = attention_scores(query, key, pattern)
+    for array, expected in zip((again.indptr, again.indices, again.data), wanted[1:], strict=True):
+        assert_same_bits(array, expected)
+    assert_same_bits(attention(query, key, value, pattern), wanted[0])

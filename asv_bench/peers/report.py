@@ -36,10 +36,11 @@ def header(comparison: dict[str, Any]) -> str:
 def case_table(result: dict[str, Any], threads: int) -> str:
     lines = [
         f"{result['case']}: {result['pattern']}, n = {result['n']}, {result['heads']} head(s), d = {result['d']},"
-        f" {result['pairs']:,} pairs",
-        f"FMA peak {result['peak_gflops']:.1f} GF/s" + (core_share(result) if threads == 1 else ""),
-        row(COLUMNS),
+        f" {result['pairs']:,} pairs"
     ]
+    if result["peak_gflops"] is not None:  # else no contender could do it
+        lines.append(f"FMA peak {result['peak_gflops']:.1f} GF/s" + (core_share(result) if threads == 1 else ""))
+        lines.append(row(COLUMNS))
     return "\n".join(lines + [entry_row(entry) for entry in result["entries"]])
 
 

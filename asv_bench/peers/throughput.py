@@ -84,13 +84,14 @@ def run_case(
             continue
         prepared, output = first
         calls[contender.name] = prepared.call
-        if reference is None:
+        if contender is contenders[0]:
             reference = output
-        elif contender.same_work:
+        elif contender.same_work and reference is not None:
             entry.max_difference = float(np.abs(output - reference).max())
-    progress(f"{case.name}: timing {', '.join(calls)}")
-    rounds = interleaved(calls, effort, partial(fma_peak, seconds=PEAK_SECONDS))
-    summarise(result, case, rounds, threads)
+    if calls:
+        progress(f"{case.name}: timing {', '.join(calls)}")
+        rounds = interleaved(calls, effort, partial(fma_peak, seconds=PEAK_SECONDS))
+        summarise(result, case, rounds, threads)
     return result
 
 

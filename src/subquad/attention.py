@@ -8,7 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from subquad import forward
-from subquad.inputs import Array, checked_inputs, checked_out, checked_pattern, checked_scale, empty
+from subquad.inputs import (
+    Array,
+    check_size,
+    checked_inputs,
+    checked_out,
+    checked_pattern,
+    checked_result,
+    checked_scale,
+    empty,
+)
 from subquad.patterns.bands import Dense
 from subquad.patterns.base import Pattern
 from subquad.threads import thread_count
@@ -107,6 +116,8 @@ def attention(
     shape = (*inputs.leading, q.shape[2], v.shape[3])
     if out is not None:
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
+    else:
+        check_size(shape, inputs.compute_dtype, "output")
     plan = checked.plan(q.shape[2], k.shape[2], itemsize=inputs.compute_dtype.itemsize)
 
     direct = out is not None and out.dtype == inputs.compute_dtype and _whole_strides(out)
@@ -150,8 +161,8 @@ def merge(
 
     Raises
     ------
-    ValueError
-        If the shapes do not go together.
+    TypeError, ValueError
+        If the shapes or dtypes do not go together.
 
     Examples
     --------
@@ -163,19 +174,20 @@ def merge(
     >>> bool(np.allclose(merge(*near, *far)[0], attention(x, x, x)))
     True
     """
-    a, la, b, lb = (np.asarray(x) for x in (out_a, lse_a, out_b, lse_b))
-    if a.shape != b.shape or la.shape != a.shape[:-1] or lb.shape != b.shape[:-1]:
-        raise ValueError(
-            f"out_a and out_b must have one shape, and each lse that shape without its last axis; "
-            f"got out {a.shape} and {b.shape}, lse {la.shape} and {lb.shape}"
-        )
+    a, b = checked_result(out_a, "out_a"), checked_result(out_b, "out_b")
+    la, lb = checked_result(lse_a, "lse_a"), checked_result(lse_b, "lse_b")
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise ValueError(f"out_b must have the shape and dtype of out_a, {a.shape} {a.dtype}; got {b.shape} {b.dtype}")
+    for name, lse in (("lse_a", la), ("lse_b", lb)):
+        if lse.shape != a.shape[:-1]:
+            raise ValueError(f"{name} must have out_a's shape without its last axis, {a.shape[:-1]}; got {lse.shape}")
     top = np.maximum(la, lb)
     base = np.where(np.isneginf(top), 0, top)
     with np.errstate(divide="ignore", invalid="ignore"):
         weight_a, weight_b = np.exp(la - base), np.exp(lb - base)
         total = weight_a + weight_b
-        lse = base + np.log(total)
+        merged = base + np.log(total)
         share_a, share_b = (np.where(w == 0, 0, w / total)[..., None] for w in (weight_a, weight_b))
         # a part without weight is left out even where it holds NaN
         out = np.where(share_a == 0, 0, share_a * a) + np.where(share_b == 0, 0, share_b * b)
-    return out.astype(np.result_type(a, b), copy=False), lse.astype(np.result_type(la, lb), copy=False)
+    return out.astype(a.dtype, copy=False), merged.astype(np.result_type(la, lb), copy=False)

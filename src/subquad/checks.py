@@ -9,6 +9,9 @@ import operator
 import os
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 def integer(value: Any, name: str, minimum: int, *, what: str = "an integer") -> int:
     """`value` as an int of at least `minimum`; a float is refused even where it is whole, and so is a bool."""
@@ -27,9 +30,9 @@ def size_text(n_bytes: int) -> str:
     """A number of bytes as people write it."""
     size = float(n_bytes)
     for unit in ("B", "KB", "MB", "GB"):
-        if size < 1024:
+        if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
+        size /= 1000
     return f"{size:,.1f} TB"
 
 
@@ -45,4 +48,12 @@ def allocatable(n_bytes: int, what: str, way_out: str) -> None:
     """Refuse a size that this machine cannot hold, before anything of it is allocated."""
     limit = memory_limit()
     if n_bytes > limit:
-        raise MemoryError(f"{what} takes {size_text(n_bytes)}; this machine has {size_text(limit)}. {way_out}")
+        needed = f"{n_bytes:,} bytes ({size_text(n_bytes)})"
+        raise MemoryError(f"{what} takes {needed}; this machine has {size_text(limit)}. {way_out}")
+
+
+def key_range(start: int, stop: int, step: int = 1) -> npt.NDArray[np.int64]:
+    """The keys start, start + step, ... below stop, unless they do not fit in memory."""
+    n_keys = max(0, -((start - stop) // step))
+    allocatable(8 * n_keys, f"a row of {n_keys:,} keys (n_k >= {stop})", "Use a smaller n_k.")
+    return np.arange(start, stop, step)

@@ -23,8 +23,8 @@ Progress = Callable[[int, int, str], None]
 
 DENSE = "dense NumPy"
 DTYPE = np.dtype(np.float32)
-#: Scores of one head that the oracle computes for a row of the table: all up to n = 4,096, a sample of rows beyond.
-ORACLE_SCORES = 1 << 24
+#: Scores of one head that the oracle computes for a row of the table: all up to n = 2,048, a sample of rows beyond.
+ORACLE_SCORES = 1 << 22
 #: Such a sample has at least so many rows.
 ORACLE_ROWS = 64
 #: A budget that does not even allow dense attention over so many tokens leaves nothing to predict from.
@@ -72,7 +72,7 @@ class Setting:
     #: Dense attention whose scores take more bytes is predicted, never run.
     memory_budget: int = field(default_factory=default_memory_budget)
     #: About how long each call is repeated; the median of at least three repeats counts.
-    repeat_seconds: float = 0.5
+    repeat_seconds: float = 0.3
 
     def __post_init__(self) -> None:
         least = {"heads": 1, "d": 1, "num_threads": 1, "seed": 0, "memory_budget": scores_bytes(SMALLEST_DENSE)}

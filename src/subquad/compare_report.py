@@ -182,7 +182,7 @@ def _draw_lines(axes: "Axes", comparison: Comparison, quantity: str, scale: floa
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_locator(NullLocator())
     ticks = sorted({row.n for row in comparison.rows})
     if len(ticks) <= MOST_TICKS:

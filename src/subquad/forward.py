@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
+from subquad.patterns.base import Shape
 from subquad.plan import GatheredPhase, Phase, Plan
 from subquad.threads import share_out
 
@@ -31,11 +32,11 @@ def scratch(d: int, d_v: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     return memory[offset : offset + floats], np.empty(ints, np.int64)
 
 
-def geometry(inputs: Inputs, plan: Plan, out: Array | None = None, lse: Array | None = None) -> npt.NDArray[np.int64]:
+def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array | None = None) -> npt.NDArray[np.int64]:
     """Sizes and strides of one head, in elements, as the kernels read them."""
     q, k, *rest = inputs.arrays
     table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
-    table[layout.D], table[layout.SHIFT] = q.shape[-1], plan.shape.shift
+    table[layout.D], table[layout.SHIFT] = q.shape[-1], shape.shift
     places = [(q, layout.Q_ROW), (k, layout.K_ROW)]
     if rest and out is not None:
         table[layout.D_V] = rest[0].shape[-1]
@@ -59,7 +60,7 @@ def cut(work: npt.NDArray[np.int64], cost: float) -> list[tuple[int, int]]:
 
 def run(plan: Plan, inputs: Inputs, out: Array, lse: Array | None, scale: float, threads: int) -> None:
     """Write the attention of every head into `out`, and its log-sum-exp into `lse`."""
-    table = geometry(inputs, plan, out, lse)
+    table = geometry(inputs, plan.shape, out, lse)
     for number, phase in enumerate(plan.phases):
         table = table.copy()
         table[layout.FOLD] = int(number > 0)

@@ -76,7 +76,7 @@ def _checked_array(x: Any, name: str) -> Array:
         )
     if not 2 <= array.ndim <= 4:
         raise ValueError(
-            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got shape {array.shape}"
+            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got {array.ndim} axes"
         )
     if array.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one column; got shape {array.shape}")
@@ -148,11 +148,21 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
     """An array for a result, or a MemoryError that names it."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    checks.allocatable(
-        n_bytes, f"the {name} of shape {shape} and dtype {dtype}", "Work on fewer rows or heads at a time."
-    )
+    check_size(shape, dtype, name)
     try:
         return np.empty(shape, dtype)
     except MemoryError:
-        raise MemoryError(f"the {name} of shape {shape} takes {checks.size_text(n_bytes)}: not to be had") from None
+        raise MemoryError(f"the {name} of shape {shape} and dtype {dtype} cannot be allocated now") from None
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    what = f"the {name} of shape {shape} and dtype {dtype}"
+    checks.allocatable(math.prod(shape) * dtype.itemsize, what, "Work on fewer rows or heads at a time.")
+
+
+def checked_result(x: Any, name: str) -> Array:
+    """An output or lse that a call has given, on its way back in."""
+    array = np.asarray(x)
+    if array.dtype.name not in (*_NATIVE, *_HALF):
+        raise TypeError(f"{name} must have a floating dtype, as attention returned it; got {array.dtype}")
+    return array

@@ -85,12 +85,11 @@ def attention_scores(
     factor, threads = checked_scale(scale, q.shape[-1]), thread_count(num_threads)
     shape = Shape(q.shape[2], k.shape[2])
     checked._validate(shape)
-    plan = checked.plan(*shape)
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
     kernel = load("scores", inputs.compute_dtype.name)
-    table = forward.geometry(inputs, plan)
+    table = forward.geometry(inputs, shape)
     table[layout.INDEX_COUNT] = len(indices)
     ranges = forward.cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
     fixed = [forward.address(x) for x in (table, indptr, indices)]

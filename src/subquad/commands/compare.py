@@ -78,7 +78,7 @@ def command(
         num_threads=_whole("--threads", threads) if threads else default_threads(),
         seed=_whole("--seed", seed, least=0),
         memory_budget=parse_size(memory_budget) if memory_budget else default_memory_budget(),
-        repeat_seconds=0.1 if quick else 0.5,
+        repeat_seconds=0.1 if quick else 0.3,
     )
     _check_outputs(json, plot)
     content = read_text(text, limit=max(ns))

@@ -50,7 +50,7 @@ class Band(Pattern):
 
     def _row(self, i: int, shape: Shape) -> Ints:
         start, stop = self._bounds(np.array([i + shape.shift]), shape)
-        return np.arange(int(start[0]), int(stop[0]))
+        return checks.key_range(int(start[0]), int(stop[0]))
 
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         # bounds ascend with the row: every row sees from the last start to the first stop, some row from first to last
@@ -68,8 +68,29 @@ class Band(Pattern):
         ).clean()
 
     def _count(self, shape: Shape) -> int:
-        start, stop = self._bounds(np.arange(shape.shift, shape.n_k), shape)
-        return int(np.maximum(stop - start, 0).sum())
+        # every row's last key less every row's first: two sums of a clipped line over the blocks of rows
+        left, right, block = self.finite_reach(shape)
+        return _line_sum(shape, block, right + 1) - _line_sum(shape, block, -left)
+
+
+def _line_sum(shape: Shape, block: int, offset: int) -> int:
+    """Sum over all positions p of clip((p // block + offset) * block, 0, n_k), in integers of any size."""
+    n_k, first, last = shape.n_k, shape.shift // block, (shape.n_k - 1) // block
+    if shape.n_q == 0:
+        return 0
+
+    def value(b: int) -> int:
+        return min(max((b + offset) * block, 0), n_k)
+
+    if first == last:
+        return shape.n_q * value(first)
+    edges = value(first) * ((first + 1) * block - shape.shift) + value(last) * (n_k - last * block)
+    # between: 0 up to block -offset, then a rising line, then n_k from block `top` on
+    low, top = max(first + 1, 1 - offset), -(-n_k // block) - offset
+    rising = range(low, max(low, min(last, top)))
+    line = block * (len(rising) * offset + (rising.start + rising.stop - 1) * len(rising) // 2)
+    flat = max(0, last - max(first + 1, top)) * n_k
+    return edges + block * (line + flat)
 
 
 @dataclass(frozen=True, slots=True)

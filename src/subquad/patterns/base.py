@@ -74,6 +74,10 @@ class Pattern(ABC):
         """Raise ValueError where the pattern was made for other sizes."""
         return
 
+    def _check_plan(self, shape: Shape) -> None:
+        """Raise MemoryError where a plan could not be held, before any of it is built."""
+        checks.allocatable(8 * shape.n_q, f"a plan for n_q = {shape.n_q:,}", "Use fewer rows at a time.")
+
     def _count(self, shape: Shape) -> int:
         """Number of pairs; what a single pattern knows in closed form, an expression reads off its plan."""
         return self.plan(*shape).nnz
@@ -139,6 +143,7 @@ class Pattern(ABC):
 
         shape = checked_shape(n_q, n_k)
         self._validate(shape)
+        self._check_plan(shape)
         return plan_for(self, shape, itemsize)
 
     def to_csr(self, n_q: int, n_k: int) -> Any:
@@ -149,7 +154,9 @@ class Pattern(ABC):
             from scipy.sparse import csr_array
         except ImportError:
             raise ImportError('to_csr returns a SciPy array: pip install "subquad[scipy]"') from None
-        indptr, indices = csr_arrays(self, checked_shape(n_q, n_k))
+        shape = checked_shape(n_q, n_k)
+        self._validate(shape)
+        indptr, indices = csr_arrays(self, shape)
         return csr_array((np.ones(len(indices), np.uint8), indices, indptr), shape=(n_q, n_k))
 
     def explain(self, i: int, n_q: int, n_k: int) -> Explanation:
@@ -160,7 +167,7 @@ class Pattern(ABC):
         >>> from subquad import Banded, Global
         >>> print((Banded(1) | Global([0])).explain(3, 6, 6))
         query row 3 at position 3 of 6: 4 keys
-          key 0: Global(range(0, 1))
+          key 0: Global((0,))
           keys 2 to 4: Banded(1)
         """
         from subquad.patterns.explanation import explain
@@ -190,6 +197,10 @@ class _Joined(Pattern):
     def _validate(self, shape: Shape) -> None:
         self.left._validate(shape)
         self.right._validate(shape)
+
+    def _check_plan(self, shape: Shape) -> None:
+        self.left._check_plan(shape)
+        self.right._check_plan(shape)
 
     def _leaves(self) -> Iterator[Pattern]:
         yield from self.left._leaves()

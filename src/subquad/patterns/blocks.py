@@ -90,8 +90,8 @@ class BlockSparse(BlockLists):
         needed = tuple(-(-n // self.block) for n in shape)
         if needed != self.layout_shape:
             raise ValueError(
-                f"layout has {self.layout_shape[0]} x {self.layout_shape[1]} blocks of {self.block}; "
-                f"n_q = {shape.n_q} and n_k = {shape.n_k} need {needed[0]} x {needed[1]}"
+                f"layout has shape {self.layout_shape} in blocks of {self.block}; "
+                f"n_q = {shape.n_q} and n_k = {shape.n_k} need {needed}"
             )
 
     def block_rows(self, rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
@@ -114,7 +114,12 @@ def _from_lists(indptr: Ints, indices: Ints, shape: tuple[int, int], block: int)
 def _checked_layout(layout: Any) -> tuple[Ints, Ints, tuple[int, int]]:
     """Row pointers and sorted columns of the blocks that are on, and the layout's shape."""
     if hasattr(layout, "tocoo"):  # SciPy CSR, BSR or any other sparse array
-        coo = layout.tocoo()
+        try:
+            if hasattr(layout, "check_format"):  # its index arrays may be anything: SciPy trusts them otherwise
+                layout.check_format(full_check=True)
+            coo = layout.tocoo()
+        except ValueError as error:
+            raise ValueError(f"layout is no valid sparse array: {error}") from None
         rows, columns, values, shape = coo.row, coo.col, coo.data, tuple(map(int, coo.shape))
         rows, columns = rows[values != 0], columns[values != 0]
     else:

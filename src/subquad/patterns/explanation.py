@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,8 +12,8 @@ from subquad.patterns.base import Pattern, checked_shape
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The keys of one query row with the patterns that allow each; ``print`` it to read it.
+class Explanation(Mapping[int, tuple[Pattern, ...]]):
+    """A mapping from each allowed key of one query row to the patterns that allow it; ``print`` it to read it.
 
     Attributes
     ----------
@@ -30,13 +30,11 @@ class Explanation:
     n_k: int
     parts: Mapping[int, tuple[Pattern, ...]]
 
-    @property
-    def keys(self) -> list[int]:
-        """The allowed keys, ascending."""
-        return list(self.parts)
-
     def __getitem__(self, key: int) -> tuple[Pattern, ...]:
-        return self.parts.get(key, ())
+        return self.parts[key]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.parts)
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -34,7 +34,7 @@ class RowSet(Pattern):
         return _is_member(i + shape.shift, self.tokens)
 
     def _row(self, i: int, shape: Shape) -> Ints:
-        return np.arange(shape.n_k if i + shape.shift in self.tokens else 0)
+        return checks.key_range(0, shape.n_k if i + shape.shift in self.tokens else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,16 @@ class Global(Pattern):
     Parameters
     ----------
     tokens : iterable of int
-        Positions, each at least 0; ``range(g)`` for the first g. Positions past the sequence's end have no effect.
+        Positions, each at least 0; ``range(g)`` for the first g, however many keys there are. Tokens that are listed
+        one by one must be below n_k wherever the pattern is used.
     rows, columns : bool
         Whether the tokens attend everything, and whether everything attends them.
 
     Raises
     ------
     TypeError, ValueError
-        If a token is no integer or negative, or both halves are switched off.
+        If a token is no integer or negative, or both halves are switched off; in use, if a listed token is past the
+        last key.
 
     References
     ----------
@@ -112,6 +114,10 @@ class Global(Pattern):
     def order(self) -> Order:
         return LINEAR
 
+    def _validate(self, shape: Shape) -> None:
+        if isinstance(self.tokens, tuple) and self.tokens[-1] >= shape.n_k:
+            raise ValueError(f"tokens must be below n_k = {shape.n_k}; got {self.tokens[-1]} in {self!r}")
+
     def halves(self) -> list[Pattern]:
         """The whole rows and the whole columns this pattern is made of."""
         return [half(self.tokens) for half, on in ((RowSet, self.rows), (KeySet, self.columns)) if on]
@@ -122,12 +128,12 @@ class Global(Pattern):
 
     def _row(self, i: int, shape: Shape) -> Ints:
         if self.rows and i + shape.shift in self.tokens:
-            return np.arange(shape.n_k)
+            return checks.key_range(0, shape.n_k)
         return KeySet(self.tokens).members(shape) if self.columns else np.arange(0)
 
     def _count(self, shape: Shape) -> int:
-        rows = len(RowSet(self.tokens).members(shape)) if self.rows else 0
-        columns = len(KeySet(self.tokens).members(shape)) if self.columns else 0
+        rows = _how_many(self.tokens, shape.shift, shape.n_k) if self.rows else 0
+        columns = _how_many(self.tokens, 0, shape.n_k) if self.columns else 0
         return rows * shape.n_k + columns * shape.n_q - rows * columns
 
     def __repr__(self) -> str:
@@ -143,6 +149,13 @@ def _between(tokens: Tokens, low: int, high: int) -> Ints:
     return array[(array >= low) & (array < high)]
 
 
+def _how_many(tokens: Tokens, low: int, high: int) -> int:
+    """Tokens in [low, high)."""
+    if isinstance(tokens, range):
+        return max(0, min(tokens.stop, high) - max(tokens.start, low))
+    return len(_between(tokens, low, high))
+
+
 def _is_member(x: Ints, tokens: Tokens) -> Bools:
     if isinstance(tokens, range):
         return np.asarray((x >= tokens.start) & (x < tokens.stop))
@@ -150,7 +163,7 @@ def _is_member(x: Ints, tokens: Tokens) -> Bools:
 
 
 def _checked_tokens(tokens: Any) -> Tokens:
-    """Sorted and unique: a range where they are consecutive, so that a long one stays small."""
+    """A range as it is, so that a long one stays small; anything else sorted, each token once."""
     if isinstance(tokens, range) and tokens.step == 1:
         if len(tokens) and tokens.start < 0:
             raise ValueError(f"tokens must hold integers >= 0; got {tokens!r}")
@@ -160,9 +173,5 @@ def _checked_tokens(tokens: Any) -> Tokens:
             f"tokens must be an iterable of integers >= 0, such as range(16); got {tokens!r} "
             f"of type {type(tokens).__name__}"
         )
-    found = sorted({checks.integer(token, "tokens", 0, what="an iterable of integers") for token in tokens})
-    if not found:
-        return range(0)
-    if found[-1] - found[0] == len(found) - 1:
-        return range(found[0], found[-1] + 1)
-    return tuple(found)
+    found = {checks.integer(token, "tokens", 0, what="an iterable of integers") for token in tokens}
+    return tuple(sorted(found)) if found else range(0)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Shape
+from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.block_lists import BlockLists
 from subquad.patterns.spans import Bools, Ints
 
@@ -118,11 +118,17 @@ class Random(BlockLists):
     def block_rows(self, rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
         n_blocks = -(-shape.n_k // self.block)
         per_row = min(self.keys, n_blocks)
-        checks.allocatable(
-            32 * len(rows) * per_row, f"the random keys of {self!r} for {len(rows):,} query blocks", "Use fewer keys."
-        )
+        self._check_lists(len(rows), per_row)
         chosen = random_rows(self.seed, rows, per_row, n_blocks) if n_blocks else np.empty((len(rows), 0), np.int64)
         return np.arange(len(rows) + 1) * per_row, chosen.ravel()
+
+    def _check_lists(self, n_rows: int, per_row: int) -> None:
+        what = f"{per_row:,} random keys for each of {n_rows:,} query blocks"
+        checks.allocatable(32 * n_rows * per_row, what, f"Lower keys in {self!r}.")
+
+    def _check_plan(self, shape: Shape) -> None:
+        Pattern._check_plan(self, shape)
+        self._check_lists(-(-shape.n_q // self.block), min(self.keys, -(-shape.n_k // self.block)))
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         return self._contains_by_lists(i, j, shape)

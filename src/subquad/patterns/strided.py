@@ -52,11 +52,17 @@ class Strided(Pattern):
         return np.asarray((i + shape.shift - j) % self.stride == 0)
 
     def _row(self, i: int, shape: Shape) -> Ints:
-        return np.arange((i + shape.shift) % self.stride, shape.n_k, self.stride)
+        return checks.key_range((i + shape.shift) % self.stride, shape.n_k, self.stride)
 
     def _count(self, shape: Shape) -> int:
-        first = np.arange(shape.shift, shape.n_k) % self.stride
-        return int(np.maximum(-((first - shape.n_k) // self.stride), 0).sum())
+        # rows and keys of a residue class, summed over the classes: each count is one of two neighbouring numbers
+        s = self.stride
+        (rows, more_rows), (keys, more_keys) = divmod(shape.n_q, s), divmod(shape.n_k, s)
+        start = shape.shift % s  # classes start, ..., start + more_rows - 1 (cyclic) have one row more
+        both = (
+            min(start + more_rows, s, more_keys) - min(start, more_keys) + min(max(0, start + more_rows - s), more_keys)
+        )
+        return s * rows * keys + rows * more_keys + keys * more_rows + both
 
     def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
         """Row pointers and keys of every row."""

@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from subquad import checks
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.spans import Ints
 from subquad.plan.builder import build
@@ -42,7 +43,10 @@ def cache_clear() -> None:
 
 def csr_arrays(pattern: Pattern, shape: Shape) -> tuple[Ints, Ints]:
     """Row pointers and sorted keys of every row: time and memory O(pairs log pairs)."""
-    rows, keys = plan_for(pattern, shape, 4).pairs()
+    if type(pattern)._count is not Pattern._count:  # known without a plan
+        n_pairs = pattern._count(shape)
+        checks.allocatable(32 * n_pairs, f"the list of {n_pairs:,} pairs", "Use fewer rows or a sparser pattern.")
+    rows, keys = pattern.plan(*shape).pairs()
     order = np.lexsort((keys, rows))
     indptr = np.searchsorted(rows[order], np.arange(shape.n_q + 1))
     return indptr.astype(np.int64), keys[order]

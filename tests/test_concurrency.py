@@ -1,0 +1,109 @@
+"""Several Python threads at once, `fork`, `spawn`: the same bits as one thread of one process, and nothing hangs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from support import assert_matches_oracle, assert_same_bits, case, inputs, run_in_child
+
+from subquad import Banded, Causal, Global, attention, bigbird
+
+PROCESS_CASES = ["banded-3", "random-5", "strided-7", "longformer", "nested"]
+
+
+def together(number, work):
+    """Run `work(0)`, ..., `work(number - 1)` in as many threads, which start at one time."""
+    barrier = threading.Barrier(number)
+
+    def start(index):
+        barrier.wait()
+        work(index)
+
+    workers = [threading.Thread(target=start, args=(index,)) for index in range(number)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+
+
+def test_eight_threads_at_once(rng):
+    arrays = inputs(rng, 301, 301, 32, leading=(4,))
+    patterns = [case(name, 301, 301) for name in PROCESS_CASES] + [Global([1, 5]), Causal(), bigbird(16)]
+    expected = [attention(*arrays, pattern, num_threads=1) for pattern in patterns]
+    results = [[] for _ in patterns]
+
+    def work(index):
+        for _ in range(10):
+            results[index].append(attention(*arrays, patterns[index], num_threads=2))
+
+    together(8, work)
+    for outs, wanted in zip(results, expected, strict=True):
+        assert len(outs) == 10
+        for out in outs:
+            assert_same_bits(out, wanted)
+
+
+def attention_twice(arrays, expected):
+    for name, wanted in zip(PROCESS_CASES, expected, strict=True):
+        for num_threads in (1, 2):
+            assert_same_bits(attention(*arrays, case(name, 97, 97), num_threads=num_threads), wanted)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_child_processes_after_use(rng, method):
+    arrays = inputs(rng, 97, 97, 16, leading=(4,))
+    expected = [attention(*arrays, case(name, 97, 97), num_threads=2) for name in PROCESS_CASES]
+    run_in_child(method, attention_twice, arrays, expected)
+    attention_twice(arrays, expected)
+
+
+def fork_and_plan(window):
+    """A child that computes with a pattern of its own and leaves; its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        small = np.ones((2, 5, 3), np.float32)
+        right = (attention(small, small, small, Banded(window), num_threads=2) == 1).all()
+        os._exit(0 if right else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_while_other_threads_compute(rng):
+    """A lock that another thread holds at the moment of the fork stays locked in the child for ever."""
+    arrays, stop, fresh = inputs(rng, 20, 20, 4, leading=(2,)), threading.Event(), itertools.count(10)
+
+    def keep_computing():
+        while not stop.is_set():
+            attention(*arrays, Banded(next(fresh)), num_threads=2)
+
+    workers = [threading.Thread(target=keep_computing) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        assert {fork_and_plan(window) for window in range(100)} == {0}
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(120)
+
+
+def first_calls_at_once():
+    """Eight threads of a new process meet in the first call, while kernels are still to be loaded."""
+    arrays, outs = inputs(np.random.default_rng(0), 97, 97, 16), []
+    together(8, lambda index: outs.append(attention(*arrays, Banded(5))))
+    assert len(outs) == 8
+    for out in outs:
+        assert_matches_oracle(out, None, *arrays, Banded(5))
+
+
+def test_first_calls_at_once_in_a_new_process():
+    run_in_child("spawn", first_calls_at_once)
