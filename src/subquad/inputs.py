@@ -76,7 +76,8 @@ def _checked_array(x: Any, name: str) -> Array:
         )
     if not 2 <= array.ndim <= 4:
         raise ValueError(
-            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); got {array.ndim} axes"
+            f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); "
+            f"got {array.ndim} axes, {array.shape}"
         )
     if array.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one column; got shape {array.shape}")

@@ -119,7 +119,10 @@ def _checked_layout(layout: Any) -> tuple[Ints, Ints, tuple[int, int]]:
                 layout.check_format(full_check=True)
             coo = layout.tocoo()
         except ValueError as error:
-            raise ValueError(f"layout is no valid sparse array: {error}") from None
+            largest = (
+                f" (its largest index is {np.max(layout.indices)})" if np.size(getattr(layout, "indices", ())) else ""
+            )
+            raise ValueError(f"layout is no valid sparse array: {error}{largest}") from None
         rows, columns, values, shape = coo.row, coo.col, coo.data, tuple(map(int, coo.shape))
         rows, columns = rows[values != 0], columns[values != 0]
     else:
