@@ -76,7 +76,13 @@ def extra_memory(
 
     Notes
     -----
-    Takes about two seconds, most of them for starting a process and loading Numba.
+    Takes one or two seconds, most of them for starting a process and loading Numba.
+
+    Examples
+    --------
+    >>> from subquad import Banded
+    >>> extra_memory(Banded(128), n=100_000) < 64_000_000
+    True
     """
     use = sparse_memory(pattern, n, d, heads, dtype, num_threads)
     if not use.exact:
