@@ -112,7 +112,7 @@ def attention(
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key, _required(value))
     q, k, v = inputs.arrays
-    factor, threads = checked_scale(scale, q.shape[-1]), thread_count(num_threads)
+    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
     shape = (*inputs.leading, q.shape[2], v.shape[3])
     if out is not None:
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})

@@ -43,13 +43,15 @@ def checked_pattern(pattern: Any) -> Pattern:
     return pattern
 
 
-def checked_scale(scale: Any, d: int) -> float:
+def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
     if scale is None:
         return float(d**-0.5)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real | np.floating | np.integer):
         raise TypeError(f"scale must be a real number or None; got {scale!r} of type {type(scale).__name__}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale!r}")
+    if abs(scale) > np.finfo(dtype).max / 2:
+        raise ValueError(f"scale must be representable in {dtype}; got {scale!r}")
     return float(scale)
 
 

@@ -63,7 +63,7 @@ def attention(
     checked_pattern(pattern)
     inputs = checked_inputs(query, key, value)
     q, k, v = (x.astype(np.float64) for x in inputs.arrays)
-    factor, n_q, n_k = checked_scale(scale, q.shape[-1]), q.shape[2], k.shape[2]
+    factor, n_q, n_k = checked_scale(scale, q.shape[-1], q.dtype), q.shape[2], k.shape[2]
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
     rows_at_once = max(1, _CHUNK // max(1, n_k))
     for start in range(0, n_q if n_k else 0, rows_at_once):

@@ -82,7 +82,7 @@ def attention_scores(
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
     q, k = inputs.arrays
-    factor, threads = checked_scale(scale, q.shape[-1]), thread_count(num_threads)
+    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
     shape = Shape(q.shape[2], k.shape[2])
     checked._validate(shape)
     indptr, indices = csr_arrays(checked, shape)

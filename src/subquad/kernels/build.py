@@ -33,6 +33,10 @@ SIGNATURES = {
 _CTYPES = {"x": ctypes.c_void_p, "i": ctypes.c_void_p, "u": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_double}
 _DIGEST_BYTES = 32
 _lock = threading.RLock()
+if hasattr(
+    os, "register_at_fork"
+):  # a thread of the parent may hold the lock, and there is no such thread in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 _loaded: dict[tuple[str, str], Any] = {}
 _engines: list[Any] = []  # LLVM frees a kernel's code with the engine that loaded it
 

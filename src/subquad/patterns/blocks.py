@@ -63,6 +63,9 @@ class BlockSparse(BlockLists):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a pattern is frozen; cannot set {name!r}")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a pattern is frozen; cannot delete {name!r}")
+
     def __reduce__(self) -> Any:
         return _from_lists, (self.indptr, self.indices, self.layout_shape, self.block)
 

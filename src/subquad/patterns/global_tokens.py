@@ -165,9 +165,11 @@ def _is_member(x: Ints, tokens: Tokens) -> Bools:
 def _checked_tokens(tokens: Any) -> Tokens:
     """A range as it is, so that a long one stays small; anything else sorted, each token once."""
     if isinstance(tokens, range) and tokens.step == 1:
-        if len(tokens) and tokens.start < 0:
+        if tokens and tokens.start < 0:
             raise ValueError(f"tokens must hold integers >= 0; got {tokens!r}")
-        return tokens if len(tokens) else range(0)
+        if tokens.stop > checks.LARGEST:
+            raise ValueError(f"tokens must be at most 2**62; got {tokens!r}")
+        return tokens if tokens else range(0)
     if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
         raise TypeError(
             f"tokens must be an iterable of integers >= 0, such as range(16); got {tokens!r} "

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-
 import numpy as np
 
 from subquad import checks
@@ -16,29 +13,28 @@ from subquad.plan.tables import GatheredPhase, Phase, Plan, TiledPhase
 __all__ = ["GatheredPhase", "Phase", "Plan", "TiledPhase", "cache_clear", "csr_arrays", "plan_for"]
 
 _KEPT_BYTES = 256 << 20  # recent plans are kept up to this size, the latest one whatever its size
-_kept: OrderedDict[tuple[Pattern, Shape, int], Plan] = OrderedDict()
-_lock = threading.Lock()
+# oldest first; single operations on a dict are atomic, so there is no lock that a fork could leave held
+_kept: dict[tuple[Pattern, Shape, int], Plan] = {}
 
 
 def plan_for(pattern: Pattern, shape: Shape, itemsize: int) -> Plan:
     """The plan of a pattern, built at most once while it is kept."""
     key = pattern, shape, itemsize
-    with _lock:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
-    plan = build(pattern, shape, itemsize)
-    with _lock:
-        _kept[key] = plan
-        while len(_kept) > 1 and sum(kept.nbytes for kept in _kept.values()) > _KEPT_BYTES:
-            _kept.popitem(last=False)
+    plan = _kept.pop(key, None) or build(pattern, shape, itemsize)
+    _kept[key] = plan  # at the end: the latest used
+    kept = list(_kept.items())
+    total = sum(old.nbytes for _, old in kept)
+    for old_key, old in kept[:-1]:
+        if total <= _KEPT_BYTES:
+            break
+        total -= old.nbytes
+        _kept.pop(old_key, None)
     return plan
 
 
 def cache_clear() -> None:
     """Forget all plans."""
-    with _lock:
-        _kept.clear()
+    _kept.clear()
 
 
 def csr_arrays(pattern: Pattern, shape: Shape) -> tuple[Ints, Ints]:
