@@ -130,6 +130,14 @@ def test_the_mass_of_everything_is_one(in_process):
     assert row.mass == pytest.approx(1)
 
 
+def test_dense_takes_one_thread_where_that_is_faster(in_process, monkeypatch):
+    times = {"1": 0.5, "3": 0.75}
+    monkeypatch.setattr(compare, "call_in_child", lambda function, *args, env: times[env["OPENBLAS_NUM_THREADS"]])
+    monkeypatch.setattr(compare, "ONE_THREAD_N", 100)
+    result = compare.compare({"Banded(3)": Banded(3)}, [100, 101], setting(num_threads=3))
+    assert [row.seconds for row in result.of(DENSE)] == [0.5, 0.75]
+
+
 def test_dense_over_the_budget_is_predicted_and_never_run(in_process, monkeypatch):
     run = []
     measure = compare._measure_dense

@@ -15,8 +15,8 @@ import numpy.typing as npt
 LARGEST = 1 << 62  # of any size, index or parameter
 
 
-def integer(value: Any, name: str, minimum: int, *, what: str = "an integer") -> int:
-    """`value` as an int from `minimum` to 2**62; a float is refused even where it is whole, and so is a bool."""
+def integer(value: Any, name: str, minimum: int, maximum: int | None = LARGEST, *, what: str = "an integer") -> int:
+    """`value` as an int from `minimum` to `maximum`; a float is refused even where it is whole, and so is a bool."""
     try:
         if isinstance(value, bool) or type(value).__name__ == "bool":
             raise TypeError
@@ -25,8 +25,8 @@ def integer(value: Any, name: str, minimum: int, *, what: str = "an integer") ->
         raise TypeError(f"{name} must be {what} >= {minimum}; got {value!r} of type {type(value).__name__}") from None
     if number < minimum:
         raise ValueError(f"{name} must be {what} >= {minimum}; got {number}")
-    if number > LARGEST:
-        raise ValueError(f"{name} must be at most 2**62, for index arithmetic in 64 bits; got {number}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, for index arithmetic in 64 bits; got {number}")
     return number
 
 

@@ -29,6 +29,8 @@ ORACLE_SCORES = 1 << 22
 ORACLE_ROWS = 64
 #: A budget that does not even allow dense attention over so many tokens leaves nothing to predict from.
 SMALLEST_DENSE = 128
+#: Up to here dense attention is also tried on one thread.
+ONE_THREAD_N = 4096
 #: How the BLAS libraries that NumPy may be built with learn their number of threads.
 BLAS_THREADS = (
     "OPENBLAS_NUM_THREADS",
@@ -65,7 +67,7 @@ class Setting:
 
     heads: int = 1
     d: int = 64
-    #: For sparse and dense alike.
+    #: For sparse and dense alike; dense takes one, up to `ONE_THREAD_N` tokens, where that is faster.
     num_threads: int = field(default_factory=default_threads)
     #: Of the embedding, its projections and the sample of rows.
     seed: int = 0
@@ -238,9 +240,11 @@ def _notes(rows: Sequence[Row], text_bytes: int) -> list[str]:
 
 def _measure_dense(inputs: Inputs, setting: Setting) -> Row:
     heads, n, d = inputs[0].shape
+    # Dense is given its best chance: on few tokens, or beside other work, one BLAS thread beats several.
+    thread_counts = {setting.num_threads, 1} if n <= ONE_THREAD_N else {setting.num_threads}
     # A BLAS library reads its number of threads when it is loaded: only a new process can be given another.
-    threads = dict.fromkeys(BLAS_THREADS, str(setting.num_threads))
-    seconds = call_in_child(_time_dense, inputs, setting.repeat_seconds, env=threads)
+    settings = [dict.fromkeys(BLAS_THREADS, str(threads)) for threads in thread_counts]
+    seconds = min(call_in_child(_time_dense, inputs, setting.repeat_seconds, env=env) for env in settings)
     return _dense_row(n, seconds, dense_memory(n, d, heads, DTYPE.name), predicted=False)
 
 

@@ -17,8 +17,7 @@ from subquad.complexity.memory import RESOLUTION
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Tables are at least so wide where no terminal says otherwise; a narrower terminal wraps, nothing is cut off.
-WIDTH = 120
+#: Wider than any table: asks a table for the width it would like.
 UNBOUNDED = 10_000
 #: Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -87,13 +86,13 @@ def print_table(comparison: Comparison, file: TextIO) -> None:
             table.add_row(*_row_cells(row), style="red" if row.correct is False else None)
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     unbounded = console.options.update(width=UNBOUNDED)
-    console.width = max(console.width, WIDTH, console.measure(table, options=unbounded).maximum)
+    # A terminal that is too narrow wraps the lines; rich would cut the cells off.
+    console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     heads = "1 head" if setting.heads == 1 else f"{setting.heads} heads"
     threads = "1 thread" if setting.num_threads == 1 else f"{setting.num_threads} threads"
-    console.print(f"{comparison.text_name}: float32, {heads}, d = {setting.d}, {threads}, seed {setting.seed}")
-    console.print(table)
-    for line in (*comparison.notes, headline(comparison)):
-        console.print(line, soft_wrap=True)
+    setup = f"{comparison.text_name}: float32, {heads}, d = {setting.d}, {threads}, seed {setting.seed}"
+    for part in (setup, table, *comparison.notes, headline(comparison)):
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def headline(comparison: Comparison) -> str:

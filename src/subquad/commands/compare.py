@@ -50,7 +50,7 @@ def command(
     heads: Annotated[str, typer.Option(metavar="N", help="Number of heads.")] = "1",
     d: Annotated[str, typer.Option(metavar="N", help="Width of a head.")] = "64",
     threads: Annotated[
-        str | None, typer.Option(metavar="N", help="Of sparse and dense; default all processors.")
+        str | None, typer.Option(metavar="N", help="Of sparse and dense; all processors by default.")
     ] = None,
     seed: Annotated[str, typer.Option(metavar="N", help="Of the embedding and its projections.")] = "0",
     memory_budget: Annotated[

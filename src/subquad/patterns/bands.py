@@ -159,8 +159,12 @@ class Banded(Band):
 
 def _checked_window(window: Any) -> int | Reach:
     if not isinstance(window, tuple | list):
-        return checks.integer(window, "window", 0, what="an integer or a pair (left, right), each an integer or None,")
+        return checks.integer(
+            window, "window", 0, None, what="an integer or a pair (left, right), each an integer or None,"
+        )
     if len(window) != 2:
         raise ValueError(f"window must be an integer or a pair (left, right); got {len(window)} values: {window!r}")
-    left, right = (None if side is None else checks.integer(side, "window", 0, what="of integers") for side in window)
+    left, right = (
+        None if side is None else checks.integer(side, "window", 0, None, what="of integers") for side in window
+    )
     return left, right

@@ -63,6 +63,8 @@ def bigbird(
         raise ValueError(f"window_blocks must be an odd integer, the same number on both sides; got {window_blocks}")
     random_blocks = checks.integer(random_blocks, "random_blocks", 0)
     global_blocks = checks.integer(global_blocks, "global_blocks", 0)
+    if global_blocks * checks.integer(block, "block", 1) > checks.LARGEST:
+        raise ValueError(f"global_blocks x block must be at most 2**62; got {global_blocks} x {block}")
     pattern: Pattern = Banded(window_blocks // 2, block=block)
     if random_blocks:
         pattern = pattern | Random(random_blocks, seed, block=block)

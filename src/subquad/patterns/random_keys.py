@@ -81,7 +81,7 @@ class Random(BlockLists):
     keys : int
         Key blocks in each row, at least 1; all, where there are fewer.
     seed : int, optional
-        An integer between -2**62 and 2**62.
+        An integer of 64 bits.
     block : int, optional
         Tokens in a block, at least 1; the last block may be shorter.
 
@@ -108,7 +108,7 @@ class Random(BlockLists):
 
     def __init__(self, keys: Any, seed: Any = 0, block: Any = 1) -> None:
         object.__setattr__(self, "keys", checks.integer(keys, "keys", 1))
-        object.__setattr__(self, "seed", checks.integer(seed, "seed", -checks.LARGEST))
+        object.__setattr__(self, "seed", checks.integer(seed, "seed", -(2**63), 2**63 - 1))
         object.__setattr__(self, "block", checks.integer(block, "block", 1))
 
     @property
