@@ -64,7 +64,7 @@ def prepare_flex(case: Case, arrays: list[np.ndarray], threads: int, block: int 
 
 
 def refuse_if_too_large(n: int) -> None:
-    """`create_block_mask` evaluates every pair; 17 bytes a pair were measured at n = 8192 and 16384."""
+    """`create_block_mask` evaluates every pair: 17 bytes for each were measured at n = 16384."""
     needed = 17 * n * n
     try:
         with open("/proc/meminfo") as file:

@@ -1,5 +1,7 @@
 """What needs more than one thread, or a process of its own: scaling, memory, start-up. Each returns its figures."""
 
+import time
+
 from benchmarks.startup import first_call_seconds, import_ratio, imports_numba
 
 import subquad
@@ -27,10 +29,15 @@ def thread_scaling(case: Case, cores: list[int], effort: Effort) -> dict[str, fl
         for call in calls.values():
             call()
         rounds = interleaved(calls, effort)
+        wall, processor = time.perf_counter(), time.process_time()
+        calls["2"]()
+        cores_had = (time.process_time() - processor) / (time.perf_counter() - wall)
     return {
         "one thread, s": median_of(rounds, lambda one: one["1"]),
         "two threads, s": median_of(rounds, lambda one: one["2"]),
         "speed-up": median_of(rounds, lambda one: one["1"] / one["2"]),
+        # Near 1 where something else was running on the second core: then the speed-up says nothing.
+        "cores that two had": cores_had,
     }
 
 

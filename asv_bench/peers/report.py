@@ -90,6 +90,8 @@ def targets_table(comparison: dict[str, Any]) -> str:
     lines = ["Targets"]
     if comparison["settings"]["quick"]:
         lines[0] += " (a quick run is not judged: they are for the full sizes)"
+    if any((result["core_share"] or 1) <= CORE_SHARE for result in comparison["throughput"]):
+        lines[0] += " (!): the core was shared with others, repeat on a quiet machine"
     for target in comparison["targets"]:
         value = "-" if target["value"] is None else f"{target['value']:.3g}"
         what = f"{target['case']}: {target['what']}"

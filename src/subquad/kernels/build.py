@@ -77,6 +77,11 @@ def _target() -> Any:
 
 
 def _compile(name: str, dtype: str, symbol: str) -> bytes:
+    return bytes(_target().emit_object(_module(name, dtype, symbol)))
+
+
+def _module(name: str, dtype: str, symbol: str) -> Any:
+    """A kernel as one optimised LLVM module whose only way in is `symbol`."""
     import llvmlite.binding as llvm
 
     from subquad.kernels.entry import compile_to_ir
@@ -93,7 +98,7 @@ def _compile(name: str, dtype: str, symbol: str) -> bytes:
             variable.linkage = "internal"
     passes = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(module, passes)
-    return bytes(_target().emit_object(module))
+    return module
 
 
 def _link(machine_code: bytes, symbol: str) -> int:

@@ -316,7 +316,7 @@ def _exp2_coefficients(degree):
 
 
 # bits of the mantissa, exponent bias, degree of exp2 (relative error 2e-7 / 3e-16), terms of the log series
-_FORMAT = {32: (23, 127, 6, 6), 64: (52, 1023, 12, 12)}
+_FORMAT = {32: (23, 127, 5, 5), 64: (52, 1023, 11, 11)}
 
 
 @intrinsic

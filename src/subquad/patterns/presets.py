@@ -56,7 +56,7 @@ def bigbird(
     Examples
     --------
     >>> bigbird(2, window_blocks=3, random_blocks=1, global_blocks=1).nnz(16, 16)
-    134
+    136
     """
     window_blocks = checks.integer(window_blocks, "window_blocks", 1, what="an odd integer")
     if window_blocks % 2 == 0:

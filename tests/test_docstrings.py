@@ -1,0 +1,31 @@
+"""Every example in a docstring runs, and every public name has a docstring."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import subquad
+
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages(subquad.__path__, "subquad.")
+    if not info.name.startswith("subquad.kernels.") or info.name.endswith((".peak", ".build", ".layout"))
+]
+
+
+@pytest.mark.parametrize("name", ["subquad", *MODULES])
+def test_examples_run(name):
+    if name == "subquad.__main__":
+        return
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in subquad.__all__ if name != "reference"])
+def test_public_names_are_documented(name):
+    documented = getattr(subquad, name)
+    assert documented.__doc__
+    assert ">>>" in documented.__doc__ or name in ("Dense", "Causal", "SparseScores")

@@ -1,0 +1,149 @@
+"""How kernels are compiled, kept and loaded, and what their machine code looks like."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import subquad
+from subquad.kernels import build
+
+PACKAGE = Path(subquad.__file__).parent
+
+ATTEND = """
+import sys
+import numpy as np
+import subquad
+x = np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32)
+out = subquad.attention(x, x, x, subquad.Banded(3))
+print(float(np.abs(out - subquad.reference.attention(x, x, x, subquad.Banded(3))).max()) < 1e-5, "numba" in sys.modules)
+"""
+
+
+def run(code, cache, **environment):
+    """Standard output of a fresh process whose kernels are kept in `cache`."""
+    env = {**os.environ, "SUBQUAD_CACHE_DIR": str(cache), **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def warm_cache(tmp_path_factory):
+    """A cache directory that one process has filled, compiling."""
+    cache = tmp_path_factory.mktemp("cache") / "kernels"
+    assert run(ATTEND, cache) == ["True", "True"]
+    return cache
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = """
+import sys, subquad
+print(*[name for name in ("numba", "llvmlite", "scipy", "matplotlib", "typer", "torch") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_kept_kernel_runs_without_numba(warm_cache):
+    assert run(ATTEND, warm_cache) == ["True", "False"]
+
+
+def test_the_cache_is_private(warm_cache):
+    assert warm_cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_damaged_cache_file_is_not_read(warm_cache, tmp_path):
+    (file,) = warm_cache.glob("subquad_tiled_float32-*.o")
+    content = file.read_bytes()
+    copy = tmp_path / "copy.o"
+    copy.write_bytes(content)
+    assert build._read(copy) == content[build._DIGEST_BYTES :]
+    for damaged in (content[:-1], content[:-100] + bytes([content[-100] ^ 1]) + content[-99:], b"", content[:7]):
+        copy.write_bytes(damaged)
+        assert build._read(copy) is None
+    assert build._read(tmp_path / "missing.o") is None
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    build._write(tmp_path / "kernel.o", b"code")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_can_be_switched_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("SUBQUAD_CACHE_DIR", str(tmp_path / "kernels"))
+    assert build._cache_path("symbol").parent == tmp_path / "kernels"
+    monkeypatch.setenv("SUBQUAD_CACHE", "0")
+    assert build._cache_path("symbol") is None
+
+
+@pytest.mark.parametrize("kind", ["writable by others", "link", "file"])
+def test_a_directory_that_is_not_ones_own_is_not_used(monkeypatch, tmp_path, kind):
+    place = tmp_path / "place"
+    if kind == "writable by others":
+        place.mkdir()
+        place.chmod(0o777)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.touch()
+    monkeypatch.setenv("SUBQUAD_CACHE_DIR", str(place))
+    assert build._cache_path("symbol") is None
+
+
+def test_an_edited_kernel_never_meets_old_code(warm_cache, tmp_path):
+    """The edit is in a function that the entry only reaches through others: what Numba's own cache would miss."""
+    shutil.copytree(PACKAGE, tmp_path / "subquad", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = shutil.copytree(warm_cache, tmp_path / "kernels")
+    assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["True", "False"]
+    source = tmp_path / "subquad" / "kernels" / "softmax.py"
+    text = source.read_text()
+    edited = text.replace("total = total + p", "total = total + p + p")
+    assert edited != text
+    source.write_text(edited)
+    assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["False", "True"]
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in (PACKAGE / "kernels").glob("*.py")))
+def test_every_kernel_source_is_in_the_digest(monkeypatch, tmp_path, module):
+    copy = shutil.copytree(PACKAGE / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(build, "__file__", str(copy / "build.py"))
+    before = build.source_digest.__wrapped__()
+    (copy / module).write_text((copy / module).read_text() + "\n# edited\n")
+    assert build.source_digest.__wrapped__() != before
+
+
+def inner_loops(assembly):
+    """Bodies of the loops that hold no other loop, as lists of instructions."""
+    lines = assembly.splitlines()
+    labels = {match[1]: at for at, line in enumerate(lines) if (match := re.match(r"(\.LBB\w+):", line))}
+    loops = []
+    for at, line in enumerate(lines):
+        jump = re.search(r"\sj\w+\s+(\.LBB\w+)", line)
+        if jump and labels.get(jump[1], at) < at:
+            body = lines[labels[jump[1]] : at + 1]
+            if not any(re.match(r"\.LBB", other) for other in body[1:]):
+                loops.append([text.strip() for text in body if text.startswith("\t") and not text.startswith("\t.")])
+    return loops
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_register_tiles_stay_in_registers(dtype):
+    """Score and value tiles of six rows: all accumulators in registers, about two instructions a multiply-add."""
+    assembly = build._target().emit_assembly(build._module("tiled", dtype, "entry"))
+    counts = [(sum("vfmadd" in text for text in loop), loop) for loop in inner_loops(assembly)]
+    # a broadcast scalar meets the two registers of a lane vector
+    tiles = [(fused, loop) for fused, loop in counts if fused and fused == 2 * sum("vbroadcast" in t for t in loop)]
+    assert sum(fused % 12 == 0 for fused, _ in tiles) >= 2  # six rows: scores and values
+    for fused, loop in tiles:
+        spilled = [text for text in loop if "ymm" in text and ("(%rsp)" in text or "(%rbp)" in text)]
+        assert spilled == []
+        assert fused < 8 or len(loop) / fused <= 2.3
