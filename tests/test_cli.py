@@ -218,7 +218,9 @@ def test_a_reader_that_goes_away_is_no_error():
     read_end, write_end = os.pipe()
     os.close(read_end)
     code = "import sys; from subquad.cli import main; sys.exit(main(['--version']))"
-    finished = subprocess.run([sys.executable, "-c", code], stdout=write_end, stderr=subprocess.PIPE, check=False)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=env, check=False)
     os.close(write_end)
     assert finished.returncode == 0
     assert finished.stderr == b""

@@ -63,22 +63,22 @@ def test_a_damaged_cache_file_is_not_read(warm_cache, tmp_path):
     content = file.read_bytes()
     copy = tmp_path / "copy.o"
     copy.write_bytes(content)
-    assert build._read(copy) == content[build._DIGEST_BYTES :]
+    assert build._read(str(copy)) == content[build._DIGEST_BYTES :]
     for damaged in (content[:-1], content[:-100] + bytes([content[-100] ^ 1]) + content[-99:], b"", content[:7]):
         copy.write_bytes(damaged)
-        assert build._read(copy) is None
-    assert build._read(tmp_path / "missing.o") is None
+        assert build._read(str(copy)) is None
+    assert build._read(str(tmp_path / "missing.o")) is None
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-    build._write(tmp_path / "kernel.o", b"code")
+    build._write(str(tmp_path / "kernel.o"), b"code")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_can_be_switched_off(monkeypatch, tmp_path):
     monkeypatch.setenv("SUBQUAD_CACHE_DIR", str(tmp_path / "kernels"))
-    assert build._cache_path("symbol").parent == tmp_path / "kernels"
+    assert build._cache_path("symbol").startswith(str(tmp_path / "kernels"))
     monkeypatch.setenv("SUBQUAD_CACHE", "0")
     assert build._cache_path("symbol") is None
 
@@ -134,16 +134,22 @@ def inner_loops(assembly):
     return loops
 
 
+def is_product(loop):
+    """Whether the vector instructions of a loop only load, broadcast, and multiply-add a scalar with two registers."""
+    vector = [text.split()[0] for text in loop if "mm" in text]
+    fused, broadcasts = (sum(text.startswith(name) for text in vector) for name in ("vfmadd", "vbroadcast"))
+    plain = all(text.startswith(("vfmadd", "vbroadcast", "vmov")) for text in vector)
+    return plain and fused > 0 and fused == 2 * broadcasts
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_register_tiles_stay_in_registers(dtype):
     """Score and value tiles of six rows: all accumulators in registers, about two instructions a multiply-add."""
     assembly = build._target().emit_assembly(build._module("tiled", dtype, "entry"))
-    counts = [(sum("vfmadd" in text for text in loop), loop) for loop in inner_loops(assembly)]
-    # a broadcast scalar meets the two registers of a lane vector
-    tiles = [(fused, loop) for fused, loop in counts if fused and fused == 2 * sum("vbroadcast" in t for t in loop)]
-    assert sum(fused % 12 == 0 for fused, _ in tiles) >= 2  # six rows: scores and values
-    for fused, loop in tiles:
-        spilled = [text for text in loop if "ymm" in text and ("(%rsp)" in text or "(%rbp)" in text)]
-        assert spilled == []
-        assert fused < 8 or len(loop) / fused <= 2.3
+    products = [loop for loop in inner_loops(assembly) if is_product(loop)]
+    six_rows = [loop for loop in products if sum("vfmadd" in text for text in loop) % 12 == 0]
+    assert len(six_rows) >= 2  # scores and values
+    for loop in six_rows:
+        assert [text for text in loop if "ymm" in text and "(%rsp)" in text] == []
+        assert len(loop) <= 2.2 * sum("vfmadd" in text for text in loop)

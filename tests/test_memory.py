@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -40,12 +41,18 @@ def test_a_failing_child_tells_its_last_line():
 
 
 @linux
-def test_the_rise_is_what_a_call_allocates_and_nothing_from_before():
-    before = np.ones(8 * MB)
-    del before  # a peak of 64 MB, which the reset forgets
-    use = memory._rise(lambda: np.ones(2 * MB))
+def test_the_rise_is_what_a_call_allocates():
+    use = call_in_child(memory._rise, functools.partial(np.ones, 2 * MB), env=memory._MALLOC)
     assert use.exact
     assert use.bytes == pytest.approx(16 * MB, abs=MB)
+
+
+@linux
+def test_an_earlier_peak_is_forgotten():
+    np.ones(16 * MB)  # freed at once
+    peak = memory._peak()
+    assert memory._reset_peak()
+    assert memory._peak() < peak - 100 * MB
 
 
 def test_without_a_reset_the_result_is_marked(monkeypatch):

@@ -77,9 +77,9 @@ def print_table(comparison: Comparison, file: TextIO) -> None:
     """Print heading, table, notes and, last, the sentence of what was found."""
     setting = comparison.setting
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("pattern", no_wrap=True)
+    table.add_column("pattern")
     for name in ("n", "pairs", "of n²", "time", "vs dense", "extra memory", "n x n scores", "max diff", "mass kept"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for pattern in comparison.patterns:
         table.add_section()
         for row in comparison.of(pattern):
@@ -130,7 +130,7 @@ def as_json(comparison: Comparison) -> str:
         "notes": comparison.notes,
         "summary": headline(comparison),
     }
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False)
 
 
 def _finite(node: Any) -> Any:

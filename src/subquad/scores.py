@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from subquad import forward
 from subquad.inputs import Array, checked_inputs, checked_pattern, checked_scale, empty
-from subquad.kernels import layout, load
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.spans import Ints
-from subquad.plan import csr_arrays
 from subquad.threads import share_out, thread_count
 
 
@@ -79,6 +76,10 @@ def attention_scores(
     >>> attention_scores(x, x, Banded(1), scale=1.0).row(0)
     (array([0, 1]), array([1., 0.]))
     """
+    from subquad import forward
+    from subquad.kernels import layout, load
+    from subquad.plan import csr_arrays
+
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
     q, k = inputs.arrays

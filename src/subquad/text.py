@@ -123,10 +123,9 @@ def _ngram_features(codes: npt.NDArray[np.uint8], rng: np.random.Generator) -> F
     features = np.zeros((codes.size, FEATURES), np.float32)
     hashes = np.zeros(codes.size, np.uint64)
     for length in NGRAM_LENGTHS:
-        # Byte t - length + 1 joins the hash of the n-gram that ends at t; before the text stand zeros, 0 <-> byte + 1.
+        # Byte t - length + 1 joins the hash of the n-gram that ends at t; zeros stand before the text.
         earlier = np.zeros_like(hashes)
         earlier[length - 1 :] = codes[: max(codes.size - length + 1, 0)]
-        earlier[length - 1 :] += np.uint64(1)
         hashes = (hashes * _FNV_PRIME) ^ earlier
         buckets = ((hashes * _GOLDEN) >> np.uint64(32)) % np.uint64(BUCKETS)
         table = rng.standard_normal((BUCKETS, FEATURES), dtype=np.float32)

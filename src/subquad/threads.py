@@ -10,10 +10,12 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subquad import checks
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _MOST_THREADS = 256
 _pool: ThreadPoolExecutor | None = None
@@ -34,6 +36,8 @@ def _shared_pool() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # only for who uses threads: it takes 10 ms to import
+
             _pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="subquad")  # starts threads as they are needed
         return _pool
 

@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import stat
 import sys
-import tempfile
 import threading
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 # one letter an argument: x pointer to elements, i to int64, u to uint16; n int64, f float64
@@ -120,59 +116,71 @@ def _link(machine_code: bytes, symbol: str) -> int:
 @functools.cache
 def source_digest() -> str:
     """Digest of everything that shapes the machine code."""
+    import hashlib
+    from importlib.metadata import version  # 20 ms, half of them for e-mail headers
+
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
     facts = [version("numba"), version("llvmlite"), sys.version, llvm.get_host_cpu_name()]
     facts += [llvm.get_host_cpu_features().flatten(), llvm.get_default_triple(), os.environ.get("NUMBA_OPT", "")]
     digest.update("\0".join(facts).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    folder = os.path.dirname(__file__)
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".py"):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(name.encode() + b"\0" + file.read())
     return digest.hexdigest()[:24]
 
 
-def cache_directory() -> Path | None:
+def cache_directory() -> str | None:
     """Where machine code is kept: `SUBQUAD_CACHE_DIR`, else the user's cache; None with `SUBQUAD_CACHE=0`."""
     if os.environ.get("SUBQUAD_CACHE") == "0":
         return None
     chosen = os.environ.get("SUBQUAD_CACHE_DIR")
     if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
-    return Path(base) / "subquad"
+        return chosen
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "subquad")
 
 
-def _cache_path(symbol: str) -> Path | None:
+def _cache_path(symbol: str) -> str | None:
     """The cache file of a kernel, if its directory can be had and belongs to this user alone."""
     directory = cache_directory()
     if directory is None:
         return None
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
-    except (OSError, RuntimeError):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        found = os.lstat(directory)
+    except OSError:
         return None
     if hasattr(os, "getuid"):
         shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or shared:
             return None
-    return directory / f"{symbol}-{source_digest()}.o"
+    return os.path.join(directory, f"{symbol}-{source_digest()}.o")
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: str) -> bytes | None:
     """The machine code in a cache file, unless it is missing or damaged."""
+    import hashlib
+
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError:
         return None
     digest, machine_code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     return machine_code if hashlib.sha256(machine_code).digest() == digest else None
 
 
-def _write(path: Path, machine_code: bytes) -> None:
+def _write(path: str, machine_code: bytes) -> None:
     """Write whole or not at all: other processes may be reading, or writing the same file."""
+    import hashlib
+    import tempfile
+
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(machine_code).digest() + machine_code)
