@@ -5,6 +5,7 @@ A message names the argument, the rule and the value received. Sizes are Python 
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from typing import Any
@@ -40,6 +41,7 @@ def size_text(n_bytes: int) -> str:
     return f"{size:,.1f} TB"
 
 
+@functools.cache
 def memory_limit() -> int:
     """Bytes of memory this machine has; without a way to ask, what 64-bit processors address."""
     try:

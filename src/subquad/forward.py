@@ -12,10 +12,10 @@ import numpy.typing as npt
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.patterns.base import Shape
-from subquad.plan import GatheredPhase, Phase, Plan
+from subquad.plan import GatheredPhase, Plan
 from subquad.threads import share_out
 
-_TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
+KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
 _GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
 
 
@@ -48,27 +48,17 @@ def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array 
     return table
 
 
-def cut(work: npt.NDArray[np.int64], cost: float) -> list[tuple[int, int]]:
-    """Ranges of tiles (or rows) of about one task each, by the keys they visit: a rule that knows no threads."""
-    if not len(work):
-        return []
-    done = np.cumsum(work + 1) * cost  # a row without keys still has to be written
-    number = ((done - done[0]) // _TASK_FLOPS).astype(np.int64)
-    starts = np.concatenate(([0], np.nonzero(np.diff(number))[0] + 1))
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(work)], strict=True))
-
-
 def run(plan: Plan, inputs: Inputs, out: Array, lse: Array | None, scale: float, threads: int) -> None:
     """Write the attention of every head into `out`, and its log-sum-exp into `lse`."""
     table = geometry(inputs, plan.shape, out, lse)
-    for number, phase in enumerate(plan.phases):
+    for number in range(len(plan.phases)):
         table = table.copy()
         table[layout.FOLD] = int(number > 0)
-        _run_phase(phase, plan, inputs, out, lse, scale, table, threads)
+        _run_phase(number, plan, inputs, out, lse, scale, table, threads)
 
 
 def _run_phase(
-    phase: Phase,
+    number: int,
     plan: Plan,
     inputs: Inputs,
     out: Array,
@@ -78,12 +68,13 @@ def _run_phase(
     threads: int,
 ) -> None:
     q, _, v = inputs.arrays
+    phase = plan.phases[number]
     gathered = isinstance(phase, GatheredPhase)
     if isinstance(phase, GatheredPhase):
         table[layout.INDEX_COUNT] = len(phase.indices)
-    kernel = load("gathered" if gathered else "tiled", inputs.compute_dtype.name)
+    kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
     pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
-    ranges = cut(phase.work, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
+    ranges = plan.tasks(number, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
     tables = [address(x) for x in phase]
     n_heads = q.shape[0] * q.shape[1]
 

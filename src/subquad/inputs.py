@@ -14,8 +14,8 @@ from subquad.patterns.base import Pattern
 
 Array = npt.NDArray[Any]
 
-_NATIVE = ("float32", "float64")
-_HALF = ("float16", "bfloat16")
+_NATIVE = frozenset(np.dtype(kind + size) for kind in "<>" for size in ("f4", "f8"))
+_HALF = ("float16", "bfloat16")  # by name: NumPy itself has no bfloat16
 
 
 class Inputs(NamedTuple):
@@ -63,7 +63,7 @@ def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
     _check_shapes(arrays)
     q = arrays["query"]
     dtype = q.dtype.newbyteorder("=")
-    compute = np.dtype(np.float32) if dtype.name in _HALF else dtype
+    compute = dtype if dtype in _NATIVE else np.dtype(np.float32)
     prepared = tuple(_four_axes(_kernel_ready(x, compute)) for x in arrays.values())
     return Inputs(prepared, q.shape[:-2], dtype)
 
@@ -72,7 +72,7 @@ def _checked_array(x: Any, name: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: a pattern says what is masked; pass {name}.filled(0)")
     array = np.asarray(x)
-    if array.dtype.name not in (*_NATIVE, *_HALF):
+    if not _is_floating(array):
         raise TypeError(
             f"{name} must have dtype float32, float64, float16 or bfloat16; got {array.dtype}; convert it with astype"
         )
@@ -86,8 +86,13 @@ def _checked_array(x: Any, name: str) -> Array:
     return array
 
 
+def _is_floating(array: Array) -> bool:
+    return array.dtype in _NATIVE or array.dtype.name in _HALF
+
+
 def _check_dtypes(arrays: dict[str, Array]) -> None:
-    if len({x.dtype.newbyteorder("=") for x in arrays.values()}) > 1:
+    first, *others = (x.dtype.newbyteorder("=") for x in arrays.values())
+    if any(dtype != first for dtype in others):
         found = ", ".join(f"{name} {x.dtype}" for name, x in arrays.items())
         raise TypeError(f"{' and '.join(arrays)} must have one dtype; got {found}; convert with astype")
 
@@ -159,13 +164,15 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
 
 
 def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    what = f"the {name} of shape {shape} and dtype {dtype}"
-    checks.allocatable(math.prod(shape) * dtype.itemsize, what, "Work on fewer rows or heads at a time.")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > checks.memory_limit():
+        what = f"the {name} of shape {shape} and dtype {dtype}"
+        checks.allocatable(n_bytes, what, "Work on fewer rows or heads at a time.")
 
 
 def checked_result(x: Any, name: str) -> Array:
     """An output or lse that a call has given, on its way back in."""
     array = np.asarray(x)
-    if array.dtype.name not in (*_NATIVE, *_HALF):
+    if not _is_floating(array):
         raise TypeError(f"{name} must have a floating dtype, as attention returned it; got {array.dtype}")
     return array

@@ -79,6 +79,7 @@ def attention_scores(
     from subquad import forward
     from subquad.kernels import layout, load
     from subquad.plan import csr_arrays
+    from subquad.plan.tables import cut
 
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
@@ -89,10 +90,10 @@ def attention_scores(
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
-    kernel = load("scores", inputs.compute_dtype.name)
+    kernel = load("scores", forward.KERNEL_NAME[inputs.compute_dtype.itemsize])
     table = forward.geometry(inputs, shape)
     table[layout.INDEX_COUNT] = len(indices)
-    ranges = forward.cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
+    ranges = cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
     fixed = [forward.address(x) for x in (table, indptr, indices)]
 
     def worker() -> Callable[[int], None]:

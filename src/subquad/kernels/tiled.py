@@ -32,36 +32,39 @@ class Work(NamedTuple):
 
 @device
 def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
-    """Add keys begin <= t < stop of a run to the step; returns 1 if any of them needs its mask.
+    """Add keys begin <= t < stop of a run to the step; returns 1 if any of them needs its mask."""
+    kind, listed, size = run[layout.MASK], run[layout.KEY_LIST], stop - begin
+    k_off, v_off, mask = at(work.k_off, filled), at(work.v_off, filled), at(work.mask, filled)
+    k_row, v_row = geometry[layout.K_ROW], geometry[layout.V_ROW]
+    first, step = run[layout.FIRST_KEY] + begin * run[layout.KEY_STEP], run[layout.KEY_STEP]
+    if listed >= 0:
+        for t in range(size):
+            j = keys[listed + begin + t]
+            k_off[t], v_off[t], mask[t] = j * k_row, j * v_row, -1
+    else:
+        for t in range(size):
+            k_off[t], v_off[t], mask[t] = (first + t * step) * k_row, (first + t * step) * v_row, -1
+    full_begin, full_end = run[layout.FULL_BEGIN] - begin, run[layout.FULL_END] - begin
+    if kind == layout.MASK_FULL or (full_begin <= 0 and size <= full_end):
+        return np.int64(0)
+    if kind == layout.MASK_BITS:
+        for t in range(size):
+            mask[t] = np.int64(bits[run[layout.BITS_AT] + begin + t])
+        return np.int64(1)
 
-    The mask of a band: rows ascend, so the rows that may see key j lie between two pointers that only move up.
-    """
-    lanes, kind, listed = width_of(work.m), run[layout.MASK], run[layout.KEY_LIST]
-    whole = kind == layout.MASK_FULL or (run[layout.FULL_BEGIN] <= begin and stop <= run[layout.FULL_END])
-    block = run[layout.BLOCK]
-    if not whole and kind != layout.MASK_BITS:
-        for i in range(lanes):
-            center = work.position[i] // block
-            work.low[i] = (center - run[layout.LEFT]) * block
-            work.high[i] = (center + run[layout.RIGHT] + 1) * block - 1
-    reached, passed, at_step = 0, 0, filled
-    for t in range(begin, stop):
-        j = keys[listed + t] if listed >= 0 else run[layout.FIRST_KEY] + t * run[layout.KEY_STEP]
-        work.k_off[at_step] = j * geometry[layout.K_ROW]
-        work.v_off[at_step] = j * geometry[layout.V_ROW]
-        if whole or run[layout.FULL_BEGIN] <= t < run[layout.FULL_END]:
-            work.mask[at_step] = -1
-        elif kind == layout.MASK_BITS:
-            work.mask[at_step] = np.int64(bits[run[layout.BITS_AT] + t])
-        else:
-            while reached < lanes and work.low[reached] <= j:
-                reached += 1
-            while passed < lanes and work.high[passed] < j:
-                passed += 1
-            inside = ((1 << reached) - 1) & ~((1 << passed) - 1)
-            work.mask[at_step] = ~inside if kind == layout.MASK_OUTSIDE_BAND else inside
-        at_step += 1
-    return np.int64(0) if whole else np.int64(1)
+    # a band: rows ascend, so the rows that may see a key lie between two counts, which only rise from key to key
+    lanes, flip = width_of(work.m), -1 if kind == layout.MASK_OUTSIDE_BAND else 0
+    reached, passed = 0, 0
+    for t in range(size):
+        if full_begin <= t < full_end:
+            continue
+        j = keys[listed + begin + t] if listed >= 0 else first + t * step
+        while reached < lanes and work.low[reached] <= j:
+            reached += 1
+        while passed < lanes and work.high[passed] < j:
+            passed += 1
+        mask[t] = (((1 << reached) - 1) & ~((1 << passed) - 1)) ^ flip
+    return np.int64(1)
 
 
 @device
@@ -69,8 +72,15 @@ def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
     """Every key of the tile, a step of the online softmax at a time."""
     nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
     filled = step = masked = nothing
+    lanes = width_of(k)
     for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
         run = at(runs, r * layout.RUN_COLUMNS)
+        block, left, right = run[layout.BLOCK], run[layout.LEFT], run[layout.RIGHT]
+        if run[layout.MASK] == layout.MASK_BAND or run[layout.MASK] == layout.MASK_OUTSIDE_BAND:
+            for i in range(lanes):
+                position = work.position[i]
+                center = position if block == 1 else position // block  # a division takes as long as a key's scores
+                work.low[i], work.high[i] = (center - left) * block, (center + right + 1) * block - 1
         begin, count, axis = nothing, run[layout.KEY_COUNT], run[layout.AXIS]
         while begin < count:
             here = (axis + begin) // STEP

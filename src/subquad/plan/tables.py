@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,18 @@ class GatheredPhase(NamedTuple):
 
 Phase = TiledPhase | GatheredPhase
 
+_TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
+
+
+def cut(work: npt.NDArray[np.int64], cost: float) -> list[tuple[int, int]]:
+    """Ranges of tiles (or rows) of about one task each, by the keys they visit: a rule that knows no threads."""
+    if not len(work):
+        return []
+    done = np.cumsum(work + 1) * cost  # a row without keys still has to be written
+    number = ((done - done[0]) // _TASK_FLOPS).astype(np.int64)
+    starts = np.concatenate(([0], np.nonzero(np.diff(number))[0] + 1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(work)], strict=True))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,6 +84,13 @@ class Plan:
     lanes: int
     phases: tuple[Phase, ...]
     nnz: int
+    _tasks: dict[tuple[int, float], list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+
+    def tasks(self, number: int, cost: float) -> list[tuple[int, int]]:
+        """Phase `number` cut into tasks; `cost` is FLOPs for a key that a tile (or row) visits."""
+        if (number, cost) not in self._tasks:
+            self._tasks[number, cost] = cut(self.phases[number].work, cost)
+        return self._tasks[number, cost]
 
     @property
     def nbytes(self) -> int:
