@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,5 +175,7 @@ def _checked_tokens(tokens: Any) -> Tokens:
             f"tokens must be an iterable of integers >= 0, such as range(16); got {tokens!r} "
             f"of type {type(tokens).__name__}"
         )
+    if isinstance(tokens, Sized):
+        checks.allocatable(128 * len(tokens), f"a list of {len(tokens):,} tokens", "Use a range of step 1.")
     found = {checks.integer(token, "tokens", 0, what="an iterable of integers") for token in tokens}
     return tuple(sorted(found)) if found else range(0)
