@@ -14,7 +14,7 @@ from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.block_lists import BlockLists
 from subquad.patterns.spans import Bools, Ints
 
-_CHUNK = 1 << 20  # draws at a time: bounds the memory of a long sequence
+_CHUNK = 1 << 18  # draws at a time: bounds the memory of a long sequence
 
 
 def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -12,7 +12,9 @@ from subquad.plan.tables import GatheredPhase, Phase, Plan, TiledPhase
 
 __all__ = ["GatheredPhase", "Phase", "Plan", "TiledPhase", "cache_clear", "csr_arrays", "plan_for"]
 
-_KEPT_BYTES = 256 << 20  # recent plans are kept up to this size, the latest one whatever its size
+# Recent plans are kept up to this size and number, the latest one whatever its size.
+_KEPT_BYTES = 256 << 20
+_KEPT_PLANS = 64
 # oldest first; single operations on a dict are atomic, so there is no lock that a fork could leave held
 _kept: dict[tuple[Pattern, Shape, int], Plan] = {}
 
@@ -20,12 +22,15 @@ _kept: dict[tuple[Pattern, Shape, int], Plan] = {}
 def plan_for(pattern: Pattern, shape: Shape, itemsize: int) -> Plan:
     """The plan of a pattern, built at most once while it is kept."""
     key = pattern, shape, itemsize
-    plan = _kept.pop(key, None) or build(pattern, shape, itemsize)
-    _kept[key] = plan  # at the end: the latest used
-    kept = list(_kept.items())
-    total = sum(old.nbytes for _, old in kept)
-    for old_key, old in kept[:-1]:
-        if total <= _KEPT_BYTES:
+    plan = _kept.pop(key, None)
+    if plan is not None:
+        _kept[key] = plan  # at the end: the latest used
+        return plan
+    plan = _kept[key] = build(pattern, shape, itemsize)
+    oldest_first = list(_kept.items())
+    total = sum(kept.nbytes for _, kept in oldest_first)
+    for number, (old_key, old) in enumerate(oldest_first[:-1]):
+        if total <= _KEPT_BYTES and len(oldest_first) - number <= _KEPT_PLANS:
             break
         total -= old.nbytes
         _kept.pop(old_key, None)
