@@ -6,7 +6,6 @@ Nothing here asks the library how it would compute a result: the mask comes from
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import mmap
 import multiprocessing
@@ -356,4 +355,3 @@ def sized_expressions(draw, largest=70, depth=3):
 # Around the edges of register tiles and vectors; wide, tall, and nothing at all.
 SIZES = [(0, 0), (0, 5), (5, 0), (1, 1), (15, 15), (16, 16), (17, 17), (63, 63), (97, 97)]
 SIZES += [(1, 200), (16, 111), (33, 64), (111, 16), (64, 17), (200, 63)]
-CASES_AND_SIZES = list(itertools.product(CASES, SIZES))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -116,3 +118,23 @@ def first_calls_at_once():
 
 def test_first_calls_at_once_in_a_new_process():
     run_in_child("spawn", first_calls_at_once)
+
+
+def test_numpy_and_numba_are_all_it_needs():
+    """`None` in `sys.modules` makes an import fail, as for a package that is not installed."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["scipy", "ml_dtypes", "matplotlib", "typer", "rich", "torch", "hypothesis"])
+import numpy as np
+from subquad import Banded, BlockSparse, Random, attention, attention_weights
+x = np.ones((6, 4), np.float16)
+for pattern in (Banded(1), Random(2, 0), BlockSparse(np.ones((3, 3), bool), 2)):
+    assert (attention(x, x, x, pattern) == 1).all()
+    assert attention_weights(x, x, pattern).data.sum() > 5.9
+try:
+    Banded(1).to_csr(6, 6)
+except ImportError as error:
+    print(error)
+"""
+    printed = subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True)
+    assert "subquad[scipy]" in printed

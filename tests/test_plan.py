@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from support import CASES, SIZES, case, mask_of, sized_expressions
+from support import CASES, SIZES, case, mask_of, run_in_child, sized_expressions
 
 from subquad import Banded, Causal, Dense, Strided, bigbird, longformer, streaming
 
@@ -62,3 +65,18 @@ def test_plan_of_a_window_is_linear_in_n():
 def test_plan_of_one_late_query_is_small():
     assert Banded((128, 0)).plan(1, 10**9).nbytes < 10_000
     assert longformer(128, 4).plan(1, 10**9).nbytes < 10_000
+
+
+def plan_one_token_after_another():
+    pattern, taken = Banded((7, 0)), []
+    for n in range(1, 3001):
+        start = time.perf_counter()
+        pattern.plan(1, n)
+        taken.append(time.perf_counter() - start)
+    early, late = statistics.median(taken[50:150]), statistics.median(taken[-100:])
+    assert late < 4 * early, f"{early * 1e6:.0f} microseconds at first, {late * 1e6:.0f} later"
+
+
+def test_a_new_plan_costs_the_same_however_many_came_before():
+    """Decoding asks for one new size a token: what is kept of the old ones must not be gone through for each."""
+    run_in_child("spawn", plan_one_token_after_another)
