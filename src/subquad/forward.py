@@ -12,7 +12,7 @@ import numpy.typing as npt
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.patterns.base import Shape
-from subquad.plan import GatheredPhase, Plan
+from subquad.plan import GatheredPhase, Plan, TiledPhase
 from subquad.threads import share_out
 
 KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
@@ -23,9 +23,9 @@ def address(x: Array) -> int:
     return int(x.__array_interface__["data"][0])
 
 
-def scratch(d: int, d_v: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False) -> tuple[Array, Array]:
     """One worker's scratch, floats on a cache line."""
-    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize)
+    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize, pack)
     lanes = layout.lanes_of(dtype.itemsize)
     memory = np.empty(floats + lanes, dtype)
     offset = -(address(memory) // dtype.itemsize) % lanes
@@ -36,7 +36,7 @@ def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array 
     """Sizes and strides of one head, in elements, as the kernels read them."""
     q, k, *rest = inputs.arrays
     table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
-    table[layout.D], table[layout.SHIFT] = q.shape[-1], shape.shift
+    table[layout.D], table[layout.SHIFT], table[layout.N_K] = q.shape[-1], shape.shift, shape.n_k
     places = [(q, layout.Q_ROW), (k, layout.K_ROW)]
     if rest and out is not None:
         table[layout.D_V] = rest[0].shape[-1]
@@ -72,6 +72,8 @@ def _run_phase(
     gathered = isinstance(phase, GatheredPhase)
     if isinstance(phase, GatheredPhase):
         table[layout.INDEX_COUNT] = len(phase.indices)
+    else:
+        table[layout.PACK] = int(_lie_far_apart(inputs, phase))
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
     pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
     ranges = plan.tasks(number, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
@@ -79,7 +81,7 @@ def _run_phase(
     n_heads = q.shape[0] * q.shape[1]
 
     def worker() -> Callable[[int], None]:
-        floats, ints = scratch(q.shape[-1], v.shape[-1], q.dtype)
+        floats, ints = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
         own = (floats,) if gathered else (floats, ints)
 
         def do(task: int) -> None:
@@ -90,6 +92,12 @@ def _run_phase(
         return do
 
     share_out(n_heads * len(ranges), worker, threads)
+
+
+def _lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
+    """Whether neighbouring keys of a run lie so far apart in memory that copies of them pay."""
+    step = int(phase.runs[:, layout.KEY_STEP].max(initial=1))
+    return any(abs(x.strides[-2]) * step >= layout.PACK_BYTES for x in inputs.arrays[1:])
 
 
 def head_addresses(inputs: Inputs, out: Array, lse: Array | None, head: int) -> list[int | ctypes.c_void_p]:

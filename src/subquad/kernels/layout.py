@@ -38,8 +38,15 @@ MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
     OUT_COLUMN,
     LSE_STEP,
     INDEX_COUNT,  # gathered: length of the index list, the end of what may be prefetched
-) = range(15)
-GEOMETRY_COLUMNS = 15
+    N_K,
+    PACK,  # 1: keys and values are copied side by side before use, see PACK_BYTES
+) = range(17)
+GEOMETRY_COLUMNS = 17
+
+# Rows far apart fall into the same few sets of a cache and push one another out. From this distance on, the keys of a
+# step are copied into a panel, and the last PANELS panels are kept: neighbouring tiles share their keys.
+PACK_BYTES = 2048
+PANELS = 16
 
 NO_LIST = -1
 VECTOR_BYTES = 64
@@ -50,9 +57,10 @@ def lanes_of(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
-def scratch_sizes(d: int, d_v: int, itemsize: int) -> tuple[int, int]:
+def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool) -> tuple[int, int]:
     """Elements of float and of int64 scratch that one worker of any kernel needs."""
     lanes = lanes_of(itemsize)
     padded = [(width + lanes - 1) // lanes * lanes for width in (d, d_v)]
     floats = lanes * (padded[0] + padded[1] + STEP + 8 + 4)
-    return floats, 3 * (STEP + 8) + 4 * lanes
+    panels = PANELS * STEP * (d + d_v) if pack else 0
+    return floats + panels, 3 * (STEP + 8) + 4 * lanes + PANELS

@@ -23,7 +23,8 @@ def fma_peak(dtype: str = "float32", seconds: float = 0.05) -> float:
     """
     kernel = load("peak", dtype)
     x = np.zeros(64, dtype)
-    rounds, found = 100_000, []
+    rounds = 100_000
+    found: list[float] = []
     flops = 2 * _VECTORS * (64 // x.itemsize) * rounds
     end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:

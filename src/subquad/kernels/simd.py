@@ -339,29 +339,67 @@ def _exp2_coefficients(degree):
 _FORMAT = {32: (23, 127, 5, 5), 64: (52, 1023, 11, 11)}
 
 
+def _emit_exp2(builder, lanes, value):
+    mantissa, bias, degree, _ = _FORMAT[lanes.bits]
+    magic = emit_constant(lanes, 1.5 * 2.0**mantissa + bias)
+    value = emit_larger(builder, emit_constant(lanes, -float(bias)), value)
+    shifted = builder.fadd(value, magic)
+    fraction = builder.fsub(value, builder.fsub(shifted, magic))
+    coefficients = _exp2_coefficients(degree)
+    power = emit_constant(lanes, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        power = emit_fma(builder, lanes, power, fraction, emit_constant(lanes, coefficient))
+    shift = ir.Constant(lanes.ir_int, [mantissa] * lanes.count)
+    scale = builder.bitcast(builder.shl(builder.bitcast(shifted, lanes.ir_int), shift), lanes.ir)
+    return builder.fmul(power, scale)
+
+
 @intrinsic
 def exp2(typing_context, x):
     """2**x for x <= 0: a magic number rounds x to n, a polynomial gives 2**f, and n + bias becomes the exponent.
 
     The exponent multiplies rather than adds to the bits, so a NaN stays one. Below 2**-bias the result is exactly 0.
     """
-    mantissa, bias, degree, _ = _FORMAT[x.bits]
-    magic = 1.5 * 2.0**mantissa + bias
 
     def codegen(context, builder, sig, args):
-        floor = emit_constant(x, -float(bias))
-        value = builder.select(builder.fcmp_ordered(">", floor, args[0]), floor, args[0])
-        shifted = builder.fadd(value, emit_constant(x, magic))
-        fraction = builder.fsub(value, builder.fsub(shifted, emit_constant(x, magic)))
-        coefficients = _exp2_coefficients(degree)
-        power = emit_constant(x, coefficients[-1])
-        for coefficient in reversed(coefficients[:-1]):
-            power = emit_fma(builder, x, power, fraction, emit_constant(x, coefficient))
-        shift = ir.Constant(x.ir_int, [mantissa] * x.count)
-        scale = builder.bitcast(builder.shl(builder.bitcast(shifted, x.ir_int), shift), x.ir)
-        return builder.fmul(power, scale)
+        return _emit_exp2(builder, x, args[0])
 
     return x(x), codegen
+
+
+@intrinsic
+def exp2_rows(typing_context, s_t, n, base):
+    """s_t[j, :] = 2**(s_t[j, :] - base) for n rows; returns their sum.
+
+    LLVM must not unroll this loop: two rows at a time need more than 16 registers, and their sums go through memory.
+    It does not where it would have to duplicate something `convergent`; that something is empty.
+    """
+    lanes = LANES[s_t.dtype]
+
+    def codegen(context, builder, sig, args):
+        before = builder.block
+        head, end = builder.append_basic_block("exp2"), builder.append_basic_block("exp2.end")
+        zero = emit_constant(lanes, 0.0)
+        builder.cbranch(builder.icmp_signed(">", args[1], ir.Constant(_I64, 0)), head, end)
+        builder.position_at_end(head)
+        j, total = builder.phi(_I64), builder.phi(lanes.ir)
+        address = lanes_address(builder, args[0], builder.mul(j, ir.Constant(_I64, lanes.count)), lanes)
+        power = _emit_exp2(builder, lanes, builder.fsub(builder.load(address, align=_align(lanes)), args[2]))
+        builder.store(power, address, align=_align(lanes))
+        added, following = builder.fadd(total, power), builder.add(j, ir.Constant(_I64, 1))
+        rolled = builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
+        rolled.attributes.add("convergent")
+        builder.cbranch(builder.icmp_signed("<", following, args[1]), head, end)
+        for phi, entering, leaving in ((j, ir.Constant(_I64, 0), following), (total, zero, added)):
+            phi.add_incoming(entering, before)
+            phi.add_incoming(leaving, head)
+        builder.position_at_end(end)
+        result = builder.phi(lanes.ir)
+        result.add_incoming(zero, before)
+        result.add_incoming(added, head)
+        return result
+
+    return lanes(s_t, types.intp, lanes), codegen
 
 
 @intrinsic

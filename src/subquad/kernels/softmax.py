@@ -9,23 +9,18 @@ import numpy as np
 from subquad.kernels import layout
 from subquad.kernels.jit import device
 from subquad.kernels.register_tile import masked_values_1, scores_4, scores_6, values_1, values_4, values_6
-from subquad.kernels.simd import at, exp2, fma, greater, larger, load, select, splat, store, width_of
+from subquad.kernels.simd import at, exp2, exp2_rows, fma, greater, larger, load, select, splat, store, width_of
 
 
 @device
-def attend_step(work, k, v, n_keys, masked, careful, geometry):
+def attend_step(work, k, v, k_col, v_col, n_keys, masked, careful, geometry):
     """Fold `n_keys` keys, whose offsets and masks stand in `work`, into the running softmax of the tile.
 
     A masked score becomes -inf, its weight exactly 0. While a row has seen nothing its maximum is -inf, and 0 is
     subtracted in its place. `careful` leaves masked values out altogether: 0 times one of them may be NaN.
     """
     lanes, s_t, o_t, k_off, v_off, mask = width_of(k), work.s_t, work.o_t, work.k_off, work.v_off, work.mask
-    d, d_v, k_col, v_col = (
-        geometry[layout.D],
-        geometry[layout.D_V],
-        geometry[layout.K_COLUMN],
-        geometry[layout.V_COLUMN],
-    )
+    d, d_v = geometry[layout.D], geometry[layout.D_V]
     before, never, zero = load(work.m, 0), splat(k, -np.inf), splat(k, 0.0)
 
     # S^T = K Q^T, six keys at a time; the last keys are filled up with copies of the last one
@@ -47,11 +42,7 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry):
     # P^T = 2^(S^T - maximum)
     base = select(greater(top, never), top, zero)
     alpha = exp2(before - base)
-    total = zero
-    for j in range(n_keys):
-        p = exp2(load(s_t, j * lanes) - base)
-        store(s_t, j * lanes, p)
-        total = total + p
+    total = exp2_rows(s_t, n_keys, base)
     store(work.m, 0, top)
     store(work.denom, 0, fma(load(work.denom, 0), alpha, total))
 

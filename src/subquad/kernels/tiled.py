@@ -7,7 +7,7 @@ import numpy as np
 from subquad.kernels import layout
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
-from subquad.kernels.simd import at, fma, load, log2, not_equal_or_nan, select, splat, store, width_of
+from subquad.kernels.simd import at, fma, load, log2, not_equal_or_nan, prefetch, select, splat, store, width_of
 from subquad.kernels.softmax import attend_step
 from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
 
@@ -28,6 +28,8 @@ class Work(NamedTuple):
     position: Any  # (lanes,)
     low: Any  # (lanes,): first and last key of a band
     high: Any  # (lanes,)
+    panels: Any  # (PANELS, STEP, d + d_v): copies of keys and values, where they lie far apart
+    panel_key: Any  # (PANELS,): first key of each panel
 
 
 @device
@@ -68,11 +70,43 @@ def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
 
 
 @device
+def copy_rows(packed, x, first, key_step, count, row_step, column_step, width):
+    """packed[t] = x[first + t key_step], rows side by side; rows to come are asked for eight ahead."""
+    lanes = width_of(x)
+    whole = width // lanes * lanes if column_step == 1 else 0
+    for t in range(count):
+        row, target = at(x, (first + t * key_step) * row_step), at(packed, t * width)
+        soon = at(x, (first + min(t + 8, count - 1) * key_step) * row_step)
+        for c in range(0, whole, lanes):
+            prefetch(soon, c)
+            store(target, c, load(row, c))
+        for c in range(whole, width):
+            target[c] = row[c * column_step]
+
+
+@device
+def pack_panel(work, run, k, v, geometry, step):
+    """The panel of one step of a run's axis, filled unless it is there already: keys, then values."""
+    d, d_v, key_step = geometry[layout.D], geometry[layout.D_V], run[layout.KEY_STEP]
+    slot = step % layout.PANELS
+    panel = at(work.panels, slot * STEP * (d + d_v))
+    first = run[layout.FIRST_KEY] + (step * STEP - run[layout.AXIS]) * key_step
+    if work.panel_key[slot] != first:
+        work.panel_key[slot] = first
+        count = min(STEP, (geometry[layout.N_K] - first + key_step - 1) // key_step)
+        values = at(panel, STEP * d)
+        copy_rows(panel, k, first, key_step, count, geometry[layout.K_ROW], geometry[layout.K_COLUMN], d)
+        copy_rows(values, v, first, key_step, count, geometry[layout.V_ROW], geometry[layout.V_COLUMN], d_v)
+    return panel
+
+
+@device
 def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
     """Every key of the tile, a step of the online softmax at a time."""
     nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
     filled = step = masked = nothing
-    lanes = width_of(k)
+    k_step, v_step, k_col, v_col = k, v, geometry[layout.K_COLUMN], geometry[layout.V_COLUMN]
+    lanes, d, d_v = width_of(k), geometry[layout.D], geometry[layout.D_V]
     for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
         run = at(runs, r * layout.RUN_COLUMNS)
         block, left, right = run[layout.BLOCK], run[layout.LEFT], run[layout.RIGHT]
@@ -85,15 +119,22 @@ def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
         while begin < count:
             here = (axis + begin) // STEP
             if filled > 0 and here != step:
-                attend_step(work, k, v, filled, masked, careful, geometry)
+                attend_step(work, k_step, v_step, k_col, v_col, filled, masked, careful, geometry)
                 filled = masked = nothing
             step = here
             stop = min(count, (here + 1) * STEP - axis)
             masked |= append_keys(work, run, keys, bits, geometry, begin, stop, filled)
+            k_step, v_step, k_col, v_col = k, v, geometry[layout.K_COLUMN], geometry[layout.V_COLUMN]
+            if geometry[layout.PACK] == 1 and run[layout.KEY_LIST] < 0:
+                k_step, k_col, v_col = pack_panel(work, run, k, v, geometry, here), nothing + 1, nothing + 1
+                v_step = at(k_step, STEP * d)
+                for t in range(stop - begin):
+                    place = axis + begin + t - here * STEP
+                    work.k_off[filled + t], work.v_off[filled + t] = place * d, place * d_v
             filled += stop - begin
             begin = stop
     if filled > 0:
-        attend_step(work, k, v, filled, masked, careful, geometry)
+        attend_step(work, k_step, v_step, k_col, v_col, filled, masked, careful, geometry)
 
 
 @device
@@ -142,6 +183,20 @@ def finish_tile(work, tile, out, lse, geometry, careful):
     return 1
 
 
+@device
+def prefetch_rows(q, out, tile, geometry):
+    """Ask for the rows of the next tile where they lie apart: the hardware does not guess them."""
+    if tile[layout.ROW_LIST] >= 0 or tile[layout.ROW_STEP] == 1:
+        return
+    lanes = width_of(q)
+    for i in range(tile[layout.ROW_COUNT]):
+        row = tile[layout.FIRST_ROW] + i * tile[layout.ROW_STEP]
+        for c in range(0, geometry[layout.D], lanes):
+            prefetch(q, row * geometry[layout.Q_ROW] + c)
+        for c in range(0, geometry[layout.D_V], lanes):
+            prefetch(out, row * geometry[layout.OUT_ROW] + c)
+
+
 def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, bits, floats, ints, first, last):
     """out = softmax(scale Q K^T) V over the runs of tiles first <= t < last of one head.
 
@@ -153,10 +208,25 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
     s_t, q_t = at(floats, 3 * lanes), at(floats, (3 + padded) * lanes)
     row = at(ints, 3 * padded)
     work = Work(
-        q_t, at(q_t, d * lanes), s_t, floats, at(floats, lanes), at(floats, 2 * lanes),
-        ints, at(ints, padded), at(ints, 2 * padded), row, at(row, lanes), at(row, 2 * lanes), at(row, 3 * lanes),
-    )  # fmt: skip
+        q_t=q_t,
+        o_t=at(q_t, d * lanes),
+        s_t=s_t,
+        m=floats,
+        denom=at(floats, lanes),
+        spare=at(floats, 2 * lanes),
+        k_off=ints,
+        v_off=at(ints, padded),
+        mask=at(ints, 2 * padded),
+        row=row,
+        position=at(row, lanes),
+        low=at(row, 2 * lanes),
+        high=at(row, 3 * lanes),
+        panels=at(q_t, (d + geometry[layout.D_V]) * lanes),
+        panel_key=at(row, 4 * lanes),
+    )
     factor = splat(q, scale / np.log(2.0))
+    for panel in range(layout.PANELS):
+        work.panel_key[panel] = -1
     for t in range(first, last):
         tile = at(tiles, t * layout.TILE_COLUMNS)
         for i in range(lanes):
@@ -164,6 +234,8 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
             row[i] = rows[listed + lane] if listed >= 0 else tile[layout.FIRST_ROW] + lane * tile[layout.ROW_STEP]
             work.position[i] = row[i] + geometry[layout.SHIFT]
         rows_to_lanes(q_t, q, row, geometry[layout.Q_ROW], geometry[layout.Q_COLUMN], d, factor, work.spare)
+        if t + 1 < last:
+            prefetch_rows(q, out, at(tile, layout.TILE_COLUMNS), geometry)
         for careful in range(2):
             start_tile(work, tile, out, lse, geometry)
             visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful)
