@@ -286,6 +286,8 @@ _CASES = {
     "streaming": streaming(4, 16),
     "dilated": dilated(4, 3),
     "union-overlapping": Banded(6) | Banded((9, 1)) | Strided(4),
+    "union-strides": Strided(6) | Strided(9) | Strided(16),
+    "union-stride-window": Strided(25) | Banded((30, 0)) | Global(range(3), rows=False),
     "union-random": Random(4, 5) | Banded(2) | Random(3, 6),
     "intersection": Causal() & Strided(5),
     "intersection-random": Random(9, 7) & Causal(),

@@ -105,7 +105,9 @@ def test_an_edited_kernel_never_meets_old_code(warm_cache, tmp_path):
     assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["True", "False"]
     source = tmp_path / "subquad" / "kernels" / "softmax.py"
     text = source.read_text()
-    edited = text.replace("total = exp2_rows(s_t, n_keys, base)", "total = exp2_rows(s_t, n_keys, base - base)")
+    edited = text.replace(
+        "total = exp2_rows(s_t, n_keys, base)", "total = exp2_rows(s_t, n_keys, base) + splat(k, 1.0)"
+    )
     assert edited != text
     source.write_text(edited)
     assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["False", "True"]

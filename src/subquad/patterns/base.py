@@ -243,7 +243,9 @@ class Intersection(_Joined):
         return self.left._contains(i, j, shape) & self.right._contains(i, j, shape)
 
     def _row(self, i: int, shape: Shape) -> Ints:
-        return np.intersect1d(self.left._row(i, shape), self.right._row(i, shape), assume_unique=True)
+        few, many = sorted((self.left, self.right), key=lambda side: side.order)  # a window's row, not Causal's
+        keys = few._row(i, shape)
+        return keys[many._contains(np.full_like(keys, i), keys, shape)]
 
     def __repr__(self) -> str:
         return self._written("&")
@@ -262,7 +264,8 @@ class Difference(_Joined):
         return self.left._contains(i, j, shape) & ~self.right._contains(i, j, shape)
 
     def _row(self, i: int, shape: Shape) -> Ints:
-        return np.setdiff1d(self.left._row(i, shape), self.right._row(i, shape), assume_unique=True)
+        keys = self.left._row(i, shape)
+        return keys[~self.right._contains(np.full_like(keys, i), keys, shape)]
 
     def __repr__(self) -> str:
         return self._written("-")
