@@ -15,12 +15,13 @@ from subquad import Banded, Causal, Dense, Strided, bigbird, longformer, streami
 
 def assert_plan_is_mask(pattern, n_q, n_k):
     mask = mask_of(pattern, n_q, n_k)
-    plan = pattern.plan(n_q, n_k)
-    visits = plan.scatter()
-    assert visits.shape == (n_q, n_k)
-    wrong = np.argwhere(visits != mask)
-    assert not len(wrong), f"{pattern}: pair {wrong[0]} is visited {visits[tuple(wrong[0])]} times"
-    assert plan.nnz == mask.sum()
+    for itemsize in (4, 8):
+        plan = pattern.plan(n_q, n_k, itemsize=itemsize)
+        visits = plan.scatter()
+        assert visits.shape == (n_q, n_k)
+        wrong = np.argwhere(visits != mask)
+        assert not len(wrong), f"{pattern}: pair {wrong[0]} is visited {visits[tuple(wrong[0])]} times"
+        assert plan.nnz == mask.sum()
 
 
 @pytest.mark.parametrize(("n_q", "n_k"), [*SIZES, (300, 300), (130, 500)])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,32 @@ from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.patterns.base import Shape
 from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.plan.tables import address
 from subquad.threads import share_out
 
 KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
 _GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
 
 
-def address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
+class Heads(NamedTuple):
+    """Where each head begins in some arrays of shape (batch, heads, ...)."""
+
+    n_heads: int
+    places: list[tuple[int, int, int, int]]  # address, strides of batch and head, heads that share one
+
+    @classmethod
+    def of(cls, n_heads: int, arrays: list[tuple[Array | None, int]]) -> Heads:
+        """Arrays, None being nowhere, each with the number of the `n_heads` that share one of its own."""
+        found = []
+        for x, group in arrays:
+            batch, stride = (0, 0) if x is None else x.strides[:2]
+            found.append((0 if x is None else address(x), batch, stride, group))
+        return cls(n_heads, found)
+
+    def begin(self, head: int) -> list[int]:
+        """Addresses of one of the batch x heads heads."""
+        b, h = divmod(head, self.n_heads)
+        return [start + b * batch + h // group * stride for start, batch, stride, group in self.places]
 
 
 def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False) -> tuple[Array, Array]:
@@ -77,35 +94,23 @@ def _run_phase(
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
     pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
     ranges = plan.tasks(number, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
-    tables = [address(x) for x in phase]
-    n_heads = q.shape[0] * q.shape[1]
+    tables = plan.addresses(number)
+    heads = Heads.of(q.shape[1], [(q, 1), (inputs.arrays[1], inputs.group), (v, inputs.group), (out, 1), (lse, 1)])
 
     def worker() -> Callable[[int], None]:
-        floats, ints = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
-        own = (floats,) if gathered else (floats, ints)
+        own = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
+        fixed = [scale, address(table), *tables, *map(address, own[:1] if gathered else own)]
 
-        def do(task: int) -> None:
+        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
             head, part = divmod(task, len(ranges))
-            data = head_addresses(inputs, out, lse, head)
-            kernel(*data, scale, address(table), *tables, *map(address, own), *ranges[part])
+            kernel(*heads.begin(head), *fixed, *ranges[part])
 
         return do
 
-    share_out(n_heads * len(ranges), worker, threads)
+    share_out(q.shape[0] * q.shape[1] * len(ranges), worker, threads)
 
 
 def _lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
     """Whether neighbouring keys of a run lie so far apart in memory that copies of them pay."""
-    step = int(phase.runs[:, layout.KEY_STEP].max(initial=1))
+    step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
     return any(abs(x.strides[-2]) * step >= layout.PACK_BYTES for x in inputs.arrays[1:])
-
-
-def head_addresses(inputs: Inputs, out: Array, lse: Array | None, head: int) -> list[int | ctypes.c_void_p]:
-    """Where query, key, value, out and lse of one head begin."""
-    b, h = divmod(head, inputs.arrays[0].shape[1])
-    found: list[int | ctypes.c_void_p] = []
-    for x in (*inputs.arrays, out):
-        own = h if x is out or x is inputs.arrays[0] else h // inputs.group
-        found.append(address(x) + b * x.strides[0] + own * x.strides[1])
-    found.append(ctypes.c_void_p(0) if lse is None else address(lse) + b * lse.strides[0] + h * lse.strides[1])
-    return found

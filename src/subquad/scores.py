@@ -79,7 +79,7 @@ def attention_scores(
     from subquad import forward
     from subquad.kernels import layout, load
     from subquad.plan import csr_arrays
-    from subquad.plan.tables import cut
+    from subquad.plan.tables import address, cut
 
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
@@ -94,15 +94,15 @@ def attention_scores(
     table = forward.geometry(inputs, shape)
     table[layout.INDEX_COUNT] = len(indices)
     ranges = cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
-    fixed = [forward.address(x) for x in (table, indptr, indices)]
+    fixed = [address(x) for x in (table, indptr, indices)]
+    heads = forward.Heads.of(q.shape[1], [(q, 1), (k, inputs.group), (data, 1)])
 
     def worker() -> Callable[[int], None]:
         floats, _ = forward.scratch(q.shape[-1], q.shape[-1], q.dtype)
 
         def do(task: int) -> None:
             head, part = divmod(task, len(ranges))
-            query_at, key_at, data_at, _ = forward.head_addresses(inputs, data[:, :, None], None, head)
-            kernel(query_at, key_at, data_at, factor, *fixed, forward.address(floats), *ranges[part])
+            kernel(*heads.begin(head), factor, *fixed, address(floats), *ranges[part])
 
         return do
 

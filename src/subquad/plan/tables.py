@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,10 @@ Phase = TiledPhase | GatheredPhase
 _TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
 
 
+def address(x: npt.NDArray[Any]) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
 def cut(work: npt.NDArray[np.int64], cost: float) -> list[tuple[int, int]]:
     """Ranges of tiles (or rows) of about one task each, by the keys they visit: a rule that knows no threads."""
     if not len(work):
@@ -84,6 +88,7 @@ class Plan:
     lanes: int
     phases: tuple[Phase, ...]
     nnz: int
+    _addresses: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
     _tasks: dict[tuple[int, float], list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self, number: int, cost: float) -> list[tuple[int, int]]:
@@ -91,6 +96,12 @@ class Plan:
         if (number, cost) not in self._tasks:
             self._tasks[number, cost] = cut(self.phases[number].work, cost)
         return self._tasks[number, cost]
+
+    def addresses(self, number: int) -> list[int]:
+        """Where the tables of phase `number` lie."""
+        if number not in self._addresses:
+            self._addresses[number] = [address(table) for table in self.phases[number]]
+        return self._addresses[number]
 
     @property
     def nbytes(self) -> int:
