@@ -50,7 +50,7 @@ def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
         raise TypeError(f"scale must be a real number or None; got {scale!r} of type {type(scale).__name__}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale!r}")
-    if abs(scale) > np.finfo(dtype).max / 2:
+    if abs(scale) > float(np.finfo(dtype).max) / 2:
         raise ValueError(f"scale must be representable in {dtype}; got {scale!r}")
     return float(scale)
 
