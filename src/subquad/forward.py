@@ -111,6 +111,7 @@ def _run_phase(
 
 
 def _lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
-    """Whether neighbouring keys of a run lie so far apart in memory that copies of them pay."""
+    """Whether neighbouring keys of a run lie so far apart that copies pay, or columns are no neighbours at all."""
     step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
-    return any(abs(x.strides[-2]) * step >= layout.PACK_BYTES for x in inputs.arrays[1:])
+    keys = inputs.arrays[1:]
+    return any(abs(x.strides[-2]) * step >= layout.PACK_BYTES or x.strides[-1] != x.itemsize for x in keys)

@@ -4,7 +4,7 @@ from numba import njit
 
 # No fast-math at all: kernels spell their vectors and fused multiply-adds out, so there is nothing to gain, and
 # `reassoc` would fold away the magic-number rounding of exp2 and let sums differ from one CPU to the next.
-OPTIONS = {"error_model": "numpy", "fastmath": False, "boundscheck": False}
+OPTIONS = {"error_model": "numpy", "fastmath": False, "boundscheck": False, "_nrt": False}
 
 
 def device(function):

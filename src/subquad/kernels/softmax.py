@@ -1,19 +1,19 @@
 """The online softmax of one step of keys: scores, weights and weighted values for a tile of query lanes.
 
 Lanes are query rows. So row maxima and sums need no reduction across lanes, and keys and values are read where they
-lie, one broadcast element at a time, whatever their strides. Scores carry a factor log2(e), so powers are of two.
+lie, one broadcast element at a time. Scores carry a factor log2(e), so powers are of two.
 """
 
 import numpy as np
 
 from subquad.kernels import layout
 from subquad.kernels.jit import device
-from subquad.kernels.register_tile import masked_values_1, scores_4, scores_6, values_1, values_4, values_6
+from subquad.kernels.register_tile import masked_values_1, scores_6, values_1, values_4, values_6
 from subquad.kernels.simd import at, exp2, exp2_rows, fma, greater, larger, load, select, splat, store, width_of
 
 
 @device
-def attend_step(work, k, v, k_col, v_col, n_keys, masked, careful, geometry):
+def attend_step(work, k, v, n_keys, masked, careful, geometry):
     """Fold `n_keys` keys, whose offsets and masks stand in `work`, into the running softmax of the tile.
 
     A masked score becomes -inf, its weight exactly 0. While a row has seen nothing its maximum is -inf, and 0 is
@@ -26,12 +26,9 @@ def attend_step(work, k, v, k_col, v_col, n_keys, masked, careful, geometry):
     # S^T = K Q^T, six keys at a time; the last keys are filled up with copies of the last one
     for extra in range(n_keys, n_keys + 5):
         k_off[extra] = k_off[n_keys - 1]
-    j, top = 0, before
-    while n_keys - j > 4:
-        top = scores_6(at(s_t, j * lanes), work.q_t, d, k, at(k_off, j), k_col, top)
-        j += 6
-    if j < n_keys:
-        top = scores_4(at(s_t, j * lanes), work.q_t, d, k, at(k_off, j), k_col, top)
+    top = before
+    for j in range(0, n_keys, 6):
+        top = scores_6(at(s_t, j * lanes), work.q_t, d, k, at(k_off, j), top)
     if masked:
         top = before
         for j in range(n_keys):
@@ -49,16 +46,16 @@ def attend_step(work, k, v, k_col, v_col, n_keys, masked, careful, geometry):
     # O^T = alpha O^T + V^T P^T, six columns of V at a time, then four, then one
     c = 0
     while c < d_v:
-        o, column, left = at(o_t, c * lanes), at(v, c * v_col), d_v - c
+        o, column, left = at(o_t, c * lanes), at(v, c), d_v - c
         if careful and masked:
-            masked_values_1(o, s_t, n_keys, column, v_off, v_col, alpha, mask)
+            masked_values_1(o, s_t, n_keys, column, v_off, alpha, mask)
             c += 1
         elif left >= 6 and left != 8:
-            values_6(o, s_t, n_keys, column, v_off, v_col, alpha)
+            values_6(o, s_t, n_keys, column, v_off, alpha)
             c += 6
         elif left >= 4:
-            values_4(o, s_t, n_keys, column, v_off, v_col, alpha)
+            values_4(o, s_t, n_keys, column, v_off, alpha)
             c += 4
         else:
-            values_1(o, s_t, n_keys, column, v_off, v_col, alpha)
+            values_1(o, s_t, n_keys, column, v_off, alpha)
             c += 1

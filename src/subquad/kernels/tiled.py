@@ -28,7 +28,7 @@ class Work(NamedTuple):
     position: Any  # (lanes,)
     low: Any  # (lanes,): first and last key of a band
     high: Any  # (lanes,)
-    panels: Any  # (PANELS, STEP, d + d_v): copies of keys and values, where they lie far apart
+    panels: Any  # (PANELS + 1, STEP, d + d_v): copies of keys and values
     panel_key: Any  # (PANELS,): first key of each panel
 
 
@@ -70,33 +70,40 @@ def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
 
 
 @device
-def copy_rows(packed, x, first, key_step, count, row_step, column_step, width):
-    """packed[t] = x[first + t key_step], rows side by side; rows to come are asked for eight ahead."""
-    lanes = width_of(x)
-    whole = width // lanes * lanes if column_step == 1 else 0
-    for t in range(count):
-        row, target = at(x, (first + t * key_step) * row_step), at(packed, t * width)
-        soon = at(x, (first + min(t + 8, count - 1) * key_step) * row_step)
-        for c in range(0, whole, lanes):
-            prefetch(soon, c)
-            store(target, c, load(row, c))
-        for c in range(whole, width):
-            target[c] = row[c * column_step]
+def pack_keys(work, run, keys, k, v, geometry, step, begin, stop, filled):
+    """Point the step at copies of its keys and values, side by side in a panel; returns the panel.
 
-
-@device
-def pack_panel(work, run, k, v, geometry, step):
-    """The panel of one step of a run's axis, filled unless it is there already: keys, then values."""
-    d, d_v, key_step = geometry[layout.D], geometry[layout.D_V], run[layout.KEY_STEP]
-    slot = step % layout.PANELS
+    A panel holds a whole step of the axis, and is kept for the tiles that come next. Keys of a list are copied each
+    time, into a panel of their own. Rows to come are asked for eight ahead.
+    """
+    lanes, d, d_v, key_step = width_of(k), geometry[layout.D], geometry[layout.D_V], run[layout.KEY_STEP]
+    listed = run[layout.KEY_LIST]
+    slot = layout.PANELS if listed >= 0 else step % layout.PANELS
     panel = at(work.panels, slot * STEP * (d + d_v))
     first = run[layout.FIRST_KEY] + (step * STEP - run[layout.AXIS]) * key_step
-    if work.panel_key[slot] != first:
+    place = filled if listed >= 0 else run[layout.AXIS] + begin - step * STEP
+    for t in range(stop - begin):
+        work.k_off[filled + t], work.v_off[filled + t] = (place + t) * d, STEP * d + (place + t) * d_v
+    from_key, count = filled, stop - begin
+    if listed < 0:
+        if work.panel_key[slot] == first:
+            return panel
         work.panel_key[slot] = first
-        count = min(STEP, (geometry[layout.N_K] - first + key_step - 1) // key_step)
-        values = at(panel, STEP * d)
-        copy_rows(panel, k, first, key_step, count, geometry[layout.K_ROW], geometry[layout.K_COLUMN], d)
-        copy_rows(values, v, first, key_step, count, geometry[layout.V_ROW], geometry[layout.V_COLUMN], d_v)
+        left = (geometry[layout.N_K] - first + key_step - 1) // key_step
+        from_key, count = np.int64(0), STEP if left > STEP else left
+    for part in range(2):
+        x, width, target = (k, d, panel) if part == 0 else (v, d_v, at(panel, STEP * d))
+        row_step = geometry[layout.K_ROW] if part == 0 else geometry[layout.V_ROW]
+        column_step = geometry[layout.K_COLUMN] if part == 0 else geometry[layout.V_COLUMN]
+        whole = width // lanes * lanes if column_step == 1 else 0
+        for t in range(count):
+            j = keys[listed + begin + t] if listed >= 0 else first + t * key_step
+            row, copy, soon = at(x, j * row_step), at(target, (from_key + t) * width), 8 * key_step * row_step
+            for c in range(0, whole, lanes):
+                prefetch(row, soon + c)
+                store(copy, c, load(row, c))
+            for c in range(whole, width):
+                copy[c] = row[c * column_step]
     return panel
 
 
@@ -105,8 +112,7 @@ def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
     """Every key of the tile, a step of the online softmax at a time."""
     nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
     filled = step = masked = nothing
-    k_step, v_step, k_col, v_col = k, v, geometry[layout.K_COLUMN], geometry[layout.V_COLUMN]
-    lanes, d, d_v = width_of(k), geometry[layout.D], geometry[layout.D_V]
+    lanes, k_step, v_step = width_of(k), k, v
     for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
         run = at(runs, r * layout.RUN_COLUMNS)
         block, left, right = run[layout.BLOCK], run[layout.LEFT], run[layout.RIGHT]
@@ -119,22 +125,17 @@ def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
         while begin < count:
             here = (axis + begin) // STEP
             if filled > 0 and here != step:
-                attend_step(work, k_step, v_step, k_col, v_col, filled, masked, careful, geometry)
+                attend_step(work, k_step, v_step, filled, masked, careful, geometry)
                 filled = masked = nothing
-            step = here
-            stop = min(count, (here + 1) * STEP - axis)
+            step, end = here, (here + 1) * STEP - axis
+            stop = count if count < end else end
             masked |= append_keys(work, run, keys, bits, geometry, begin, stop, filled)
-            k_step, v_step, k_col, v_col = k, v, geometry[layout.K_COLUMN], geometry[layout.V_COLUMN]
-            if geometry[layout.PACK] == 1 and run[layout.KEY_LIST] < 0:
-                k_step, k_col, v_col = pack_panel(work, run, k, v, geometry, here), nothing + 1, nothing + 1
-                v_step = at(k_step, STEP * d)
-                for t in range(stop - begin):
-                    place = axis + begin + t - here * STEP
-                    work.k_off[filled + t], work.v_off[filled + t] = place * d, place * d_v
+            if geometry[layout.PACK] == 1:
+                k_step = v_step = pack_keys(work, run, keys, k, v, geometry, here, begin, stop, filled)
             filled += stop - begin
             begin = stop
     if filled > 0:
-        attend_step(work, k_step, v_step, k_col, v_col, filled, masked, careful, geometry)
+        attend_step(work, k_step, v_step, filled, masked, careful, geometry)
 
 
 @device
@@ -183,20 +184,6 @@ def finish_tile(work, tile, out, lse, geometry, careful):
     return 1
 
 
-@device
-def prefetch_rows(q, out, tile, geometry):
-    """Ask for the rows of the next tile where they lie apart: the hardware does not guess them."""
-    if tile[layout.ROW_LIST] >= 0 or tile[layout.ROW_STEP] == 1:
-        return
-    lanes = width_of(q)
-    for i in range(tile[layout.ROW_COUNT]):
-        row = tile[layout.FIRST_ROW] + i * tile[layout.ROW_STEP]
-        for c in range(0, geometry[layout.D], lanes):
-            prefetch(q, row * geometry[layout.Q_ROW] + c)
-        for c in range(0, geometry[layout.D_V], lanes):
-            prefetch(out, row * geometry[layout.OUT_ROW] + c)
-
-
 def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, bits, floats, ints, first, last):
     """out = softmax(scale Q K^T) V over the runs of tiles first <= t < last of one head.
 
@@ -229,13 +216,18 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
         work.panel_key[panel] = -1
     for t in range(first, last):
         tile = at(tiles, t * layout.TILE_COLUMNS)
+        n_rows, listed, row_step = tile[layout.ROW_COUNT], tile[layout.ROW_LIST], tile[layout.ROW_STEP]
         for i in range(lanes):
-            lane, listed = min(i, tile[layout.ROW_COUNT] - 1), tile[layout.ROW_LIST]
-            row[i] = rows[listed + lane] if listed >= 0 else tile[layout.FIRST_ROW] + lane * tile[layout.ROW_STEP]
+            lane = i if i < n_rows else n_rows - 1
+            row[i] = rows[listed + lane] if listed >= 0 else tile[layout.FIRST_ROW] + lane * row_step
             work.position[i] = row[i] + geometry[layout.SHIFT]
+            if row_step > 1:  # rows apart: the hardware does not guess those of the next tile
+                following = row[i] + lanes * row_step
+                for c in range(0, d, lanes):
+                    prefetch(q, following * geometry[layout.Q_ROW] + c)
+                for c in range(0, geometry[layout.D_V], lanes):
+                    prefetch(out, following * geometry[layout.OUT_ROW] + c)
         rows_to_lanes(q_t, q, row, geometry[layout.Q_ROW], geometry[layout.Q_COLUMN], d, factor, work.spare)
-        if t + 1 < last:
-            prefetch_rows(q, out, at(tile, layout.TILE_COLUMNS), geometry)
         for careful in range(2):
             start_tile(work, tile, out, lse, geometry)
             visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful)
