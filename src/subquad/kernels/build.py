@@ -80,9 +80,7 @@ def _module(name: str, dtype: str, symbol: str) -> Any:
     """A kernel as one optimised LLVM module whose only way in is `symbol`."""
     import llvmlite.binding as llvm
 
-    from subquad.kernels.entry import compile_to_ir
-
-    text, native_name = compile_to_ir(name, dtype)
+    native_name, text = _llvm_text(name, dtype)
     module = llvm.parse_assembly(text.replace(native_name, symbol))
     # Numba compiles each function for itself, with a way to raise. Seen as one program none of them raises: the
     # optimiser drops those ways, and with them every symbol that only a running Numba could supply.
@@ -92,9 +90,34 @@ def _module(name: str, dtype: str, symbol: str) -> Any:
     for variable in module.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
-    passes = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(module, passes)
+    for level in (1, 3):  # the second finds what the first made constant: that nothing raises
+        passes = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=level))
+        passes.getModulePassManager().run(module, passes)
+    missing = [f.name for f in module.functions if f.is_declaration and not f.name.startswith(("llvm.", "mem"))]
+    if missing:  # calling one would crash: only a running Numba has them
+        raise RuntimeError(f"the kernel {symbol!r} was compiled with ways to raise left in it: {', '.join(missing)}")
     return module
+
+
+def _llvm_text(name: str, dtype: str) -> tuple[str, str]:
+    """What Numba makes of a kernel, and its symbol there; from a process of its own, so Numba stays out of this one.
+
+    There it optimises nothing (`_module` does, over the whole), which takes a third off; this process's Numba and its
+    settings are neither used nor changed. Where no process can be started, Numba compiles here.
+    """
+    import subprocess
+
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "NUMBA_OPT": "0", "NUMBA_DISABLE_JIT": "0", "PYTHONPATH": paths}
+    command = [sys.executable or "python", "-P", "-m", "subquad.kernels.entry", name, dtype]
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        symbol, text = done.stdout.decode().split("\n", 1)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        from subquad.kernels.entry import compile_to_ir
+
+        symbol, text = compile_to_ir(name, dtype)
+    return symbol, text
 
 
 def _link(machine_code: bytes, symbol: str) -> int:

@@ -1,5 +1,7 @@
 """The kernels' outer faces: C functions over pointers, one per element type. Numba is imported here and below alone."""
 
+import sys
+
 from numba import cfunc, types
 
 from subquad.kernels import simd
@@ -23,7 +25,7 @@ FUNCTIONS = {"tiled": forward_tiled, "gathered": forward_gathered, "scores": pai
 
 
 def compile_to_ir(name: str, dtype: str) -> tuple[str, str]:
-    """Optimised LLVM text of a kernel, and its symbol."""
+    """The symbol of a kernel, and its LLVM text."""
     kinds = {
         "x": types.CPointer(getattr(types, dtype)),
         "i": types.CPointer(types.int64),
@@ -33,4 +35,8 @@ def compile_to_ir(name: str, dtype: str) -> tuple[str, str]:
     }
     signature = types.void(*(kinds[letter] for letter in SIGNATURES[name]))
     compiled = cfunc(signature, **OPTIONS)(FUNCTIONS[name])
-    return compiled.inspect_llvm(), compiled.native_name
+    return compiled.native_name, compiled.inspect_llvm()
+
+
+if __name__ == "__main__":
+    print(*compile_to_ir(*sys.argv[1:3]), sep="\n")
