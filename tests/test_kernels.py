@@ -37,7 +37,7 @@ def run(code, cache, **environment):
 def warm_cache(tmp_path_factory):
     """A cache directory that one process has filled, compiling."""
     cache = tmp_path_factory.mktemp("cache") / "kernels"
-    assert run(ATTEND, cache) == ["True", "True"]
+    assert run(ATTEND, cache) == ["True", "False"]
     return cache
 
 
@@ -50,8 +50,21 @@ print(*[name for name in ("numba", "llvmlite", "scipy", "matplotlib", "typer", "
     assert done.stdout.split() == []
 
 
-def test_a_kept_kernel_runs_without_numba(warm_cache):
+def test_neither_compiling_nor_a_kept_kernel_brings_numba_in(warm_cache):
+    kept = sorted(warm_cache.iterdir())
+    assert len(kept) == 1
     assert run(ATTEND, warm_cache) == ["True", "False"]
+    assert sorted(warm_cache.iterdir()) == kept
+
+
+def test_numba_compiles_here_where_no_process_can_be_started(monkeypatch):
+    def refuse(*args, **options):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    symbol, text = build._llvm_text("peak", "float32")
+    assert symbol in text
+    assert build._link(build._compile("peak", "float32", "entry"), "entry")
 
 
 def test_the_cache_is_private(warm_cache):
@@ -110,7 +123,8 @@ def test_an_edited_kernel_never_meets_old_code(warm_cache, tmp_path):
     )
     assert edited != text
     source.write_text(edited)
-    assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["False", "True"]
+    assert run(ATTEND, cache, PYTHONPATH=str(tmp_path)) == ["False", "False"]
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("module", sorted(path.name for path in (PACKAGE / "kernels").glob("*.py")))

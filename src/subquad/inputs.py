@@ -48,11 +48,13 @@ def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
         return float(d**-0.5)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real | np.floating | np.integer):
         raise TypeError(f"scale must be a real number or None; got {scale!r} of type {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale!r}")
-    if abs(scale) > float(np.finfo(dtype).max) / 2:
-        raise ValueError(f"scale must be representable in {dtype}; got {scale!r}")
-    return float(scale)
+    try:
+        factor = float(scale)
+    except OverflowError:
+        factor = math.inf
+    if not abs(factor) <= float(np.finfo(dtype).max) / 2:
+        raise ValueError(f"scale must be finite, in {dtype} too; got {scale!r}")
+    return factor
 
 
 def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
