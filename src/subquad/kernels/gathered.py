@@ -3,12 +3,12 @@
 import numpy as np
 
 from subquad.kernels import layout
+from subquad.kernels.exponential import exp2, log2
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
 from subquad.kernels.simd import (
     at,
     broadcast,
-    exp2,
     fma,
     greater,
     lane_max,
@@ -16,7 +16,6 @@ from subquad.kernels.simd import (
     larger,
     load,
     load_part,
-    log2,
     not_equal_or_nan,
     prefetch,
     select,

@@ -7,9 +7,20 @@ lie, one broadcast element at a time. Scores carry a factor log2(e), so powers a
 import numpy as np
 
 from subquad.kernels import layout
+from subquad.kernels.exponential import exp2, exp2_rows
 from subquad.kernels.jit import device
 from subquad.kernels.register_tile import masked_values_1, scores_6, values_1, values_4, values_6
-from subquad.kernels.simd import at, exp2, exp2_rows, fma, greater, larger, load, select, splat, store, width_of
+from subquad.kernels.simd import (
+    at,
+    fma,
+    greater,
+    larger,
+    load,
+    select,
+    splat,
+    store,
+    width_of,
+)
 
 
 @device

@@ -5,9 +5,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels import layout
+from subquad.kernels.exponential import log2
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
-from subquad.kernels.simd import at, fma, load, log2, not_equal_or_nan, prefetch, select, splat, store, width_of
+from subquad.kernels.simd import (
+    at,
+    fma,
+    load,
+    not_equal_or_nan,
+    prefetch,
+    select,
+    splat,
+    store,
+    width_of,
+)
 from subquad.kernels.softmax import attend_step
 from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
 
