@@ -101,6 +101,7 @@ def _run_phase(
         own = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
         fixed = [scale, address(table), *tables, *map(address, own[:1] if gathered else own)]
 
+        # `_kept`: the scratch must live as long as the addresses in `fixed`
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
             head, part = divmod(task, len(ranges))
             kernel(*heads.begin(head), *fixed, *ranges[part])
