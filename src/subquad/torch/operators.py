@@ -1,0 +1,189 @@
+"""The two operators that PyTorch sees: attention, and its gradient.
+
+Each is one opaque call to the NumPy side, told to PyTorch by name: what shapes come out (for ``torch.compile`` and
+``torch.export``, symbolic lengths included), how to differentiate it, and what it cannot do. Tensors are handed over as
+NumPy views of their own memory, results are tensors over NumPy's memory: nothing is copied either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import subquad
+from subquad import reference
+from subquad.patterns import Pattern
+from subquad.torch.crossing import pattern_of
+
+Array = npt.NDArray[Any]
+Gradients = tuple[Tensor, Tensor, Tensor]
+#: Dtype of lse for each dtype of the inputs.
+LSE_DTYPES = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The tensor's own memory as an array, whatever its strides."""
+    tensor = tensor.detach().resolve_neg()
+    if tensor.dtype != torch.bfloat16:
+        return np.asarray(tensor.numpy())
+    return np.asarray(tensor.view(torch.int16).numpy().view(bfloat16()))
+
+
+def as_tensor(array: Array) -> Tensor:
+    """A tensor over the memory of a C-contiguous array."""
+    if array.dtype.name == "bfloat16":
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    # without elements, NumPy and PyTorch number strides differently
+    return tensor if array.size else torch.empty(array.shape, dtype=tensor.dtype)
+
+
+def bfloat16() -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError:
+        raise ImportError('bfloat16 tensors need the package ml_dtypes: pip install "subquad[torch]"') from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def threads(num_threads: int | None) -> int:
+    """PyTorch's own number of threads, as it is when the operator runs, unless the caller has said otherwise."""
+    return torch.get_num_threads() if num_threads is None else num_threads
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+# lse is returned always: it costs n_q numbers, and the gradient starts from it
+@torch.library.custom_op(
+    "subquad::attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, str pattern, float? scale, SymInt? num_threads)"
+    " -> (Tensor out, Tensor lse)",
+)
+def attention_op(
+    query: Tensor, key: Tensor, value: Tensor, pattern: str, scale: float | None, num_threads: int | None
+) -> tuple[Tensor, Tensor]:
+    q, k, v = (as_array(x) for x in (query, key, value))
+    out, lse = subquad.attention(
+        q, k, v, pattern_of(pattern), scale=scale, return_lse=True, num_threads=threads(num_threads)
+    )
+    return as_tensor(out), as_tensor(lse)
+
+
+@attention_op.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, pattern: str, scale: float | None, num_threads: int | None
+) -> tuple[Tensor, Tensor]:
+    rows = query.shape[:-1]
+    out = torch.empty((*rows, value.shape[-1]), dtype=query.dtype, device=query.device)
+    return out, torch.empty(rows, dtype=LSE_DTYPES[query.dtype], device=query.device)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *ctx.rest = inputs
+    ctx.save_for_backward(query, key, value, *output)
+    ctx.set_materialize_grads(False)  # an lse that nobody used has no gradient, rather than one of zeros
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    query, key, value, out, lse = ctx.saved_tensors
+    if grad_out is None:
+        if grad_lse is None:
+            return (None,) * 6
+        grad_out = out.new_zeros(()).expand(out.shape)
+    grads = attention_backward_op(grad_out, grad_lse, query, key, value, out, lse, *ctx.rest)
+    wanted = (grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=False))
+    return (*wanted, None, None, None)
+
+
+attention_op.register_autograd(_differentiate, setup_context=_keep)
+
+
+# --- its gradient -----------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "subquad::attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse,"
+    " str pattern, float? scale, SymInt? num_threads) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+)
+def attention_backward_op(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: str,
+    scale: float | None,
+    num_threads: int | None,
+) -> Gradients:
+    arrays = [as_array(x) for x in (grad_out, query, key, value, out, lse)]
+    of_lse = None if grad_lse is None else as_array(grad_lse)
+    grads = _gradients(arrays, pattern_of(pattern), scale, of_lse, threads(num_threads))
+    grad_query, grad_key, grad_value = (as_tensor(grad) for grad in grads)
+    return grad_query, grad_key, grad_value
+
+
+def _gradients(
+    arrays: list[Array], pattern: Pattern, scale: float | None, grad_lse: Array | None, num_threads: int
+) -> tuple[Array, ...]:
+    grads = reference.attention_backward(*arrays, pattern, scale=scale, grad_lse=grad_lse)
+    return tuple(grad.astype(x.dtype) for grad, x in zip(grads, arrays[1:4], strict=True))
+
+
+@attention_backward_op.register_fake
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: str,
+    scale: float | None,
+    num_threads: int | None,
+) -> Gradients:
+    grad_query, grad_key, grad_value = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)
+    )
+    return grad_query, grad_key, grad_value
+
+
+# --- what neither can do ----------------------------------------------------------------------------------------------
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
+    raise NotImplementedError(
+        "subquad.torch.attention has first derivatives only; for second ones (create_graph=True, hessian) use "
+        "torch.nn.functional.scaled_dot_product_attention with the pattern as a dense mask, at a size that allows it"
+    )
+
+
+def _no_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+    raise NotImplementedError(
+        "subquad.torch.attention cannot be mapped by torch.vmap; give it the mapped axis as one of its own: "
+        "(batch, heads, n, d)"
+    )
+
+
+attention_backward_op.register_autograd(_no_second_derivative)
+attention_op.register_vmap(_no_vmap)
+attention_backward_op.register_vmap(_no_vmap)
