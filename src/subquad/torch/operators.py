@@ -134,18 +134,27 @@ def attention_backward_op(
     scale: float | None,
     num_threads: int | None,
 ) -> Gradients:
-    arrays = [as_array(x) for x in (grad_out, query, key, value, out, lse)]
-    of_lse = None if grad_lse is None else as_array(grad_lse)
-    grads = _gradients(arrays, pattern_of(pattern), scale, of_lse, threads(num_threads))
+    g, q, k, v, o, sums = (as_array(x) for x in (grad_out, query, key, value, out, lse))
+    g_sums = None if grad_lse is None else as_array(grad_lse)
+    grads = _gradients(g, q, k, v, o, sums, pattern_of(pattern), scale, g_sums, threads(num_threads))
     grad_query, grad_key, grad_value = (as_tensor(grad) for grad in grads)
     return grad_query, grad_key, grad_value
 
 
 def _gradients(
-    arrays: list[Array], pattern: Pattern, scale: float | None, grad_lse: Array | None, num_threads: int
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    pattern: Pattern,
+    scale: float | None,
+    grad_lse: Array | None,
+    num_threads: int,
 ) -> tuple[Array, ...]:
-    grads = reference.attention_backward(*arrays, pattern, scale=scale, grad_lse=grad_lse)
-    return tuple(grad.astype(x.dtype) for grad, x in zip(grads, arrays[1:4], strict=True))
+    grads = reference.attention_backward(g, q, k, v, out, lse, pattern, scale=scale, grad_lse=grad_lse)
+    return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
 
 
 @attention_backward_op.register_fake
