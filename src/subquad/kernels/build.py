@@ -23,6 +23,7 @@ SIGNATURES = {
     "tiled": "xxxxxfiiiiiuxinn",
     "gathered": "xxxxxfiiixnn",
     "scores": "xxxfiiixnn",
+    "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
     "peak": "xn",
 }
 

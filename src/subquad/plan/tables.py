@@ -44,6 +44,7 @@ class GatheredPhase(NamedTuple):
 
 
 Phase = TiledPhase | GatheredPhase
+Block = tuple[int, int, int, int]  # tiles first <= t < last, places begin <= x < end of the axis
 
 _TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
 
@@ -90,6 +91,7 @@ class Plan:
     nnz: int
     _addresses: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
     _tasks: dict[tuple[int, float], list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+    _waves: dict[tuple[int, float], list[list[Block]]] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self, number: int, cost: float) -> list[tuple[int, int]]:
         """Phase `number` cut into tasks; `cost` is FLOPs for a key that a tile (or row) visits."""
