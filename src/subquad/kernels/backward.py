@@ -60,14 +60,15 @@ def add_outer(work, x, p_t, blocks, n_keys, width, careful):
     for extra in range(n_keys, n_keys + 5):
         g_off[extra] = g_off[n_keys - 1]
     n_blocks, vectors = (width + lanes - 1) // lanes, width >= lanes
-    for b in range(n_blocks):
-        column, block = min(b * lanes, max(width - lanes, 0)), at(blocks, b * lanes * lanes)
-        if vectors and not careful:
-            for j in range(0, n_keys, 6):
-                outer_6(at(x, column), at(g_off, j), at(p_t, j * lanes), block)
-            continue
-        for j in range(n_keys):
-            target = at(x, g_off[j] + column)
+    if vectors and not careful:
+        for j in range(0, n_keys, 6):  # key by key through the gradients, as they lie in memory
+            for b in range(n_blocks):
+                column = min(b * lanes, width - lanes)
+                outer_6(at(x, column), at(g_off, j), at(p_t, j * lanes), at(blocks, b * lanes * lanes))
+        return
+    for j in range(n_keys):
+        for b in range(n_blocks):
+            target, block = at(x, g_off[j] + min(b * lanes, max(width - lanes, 0))), at(blocks, b * lanes * lanes)
             for i in range(lanes):
                 if mask[j] >> i & 1 == 0:
                     continue
@@ -100,6 +101,8 @@ def gradient_step(work, k, v, n_keys, masked, present, geometry):
     if masked or careful:
         for j in range(n_keys):
             mask[j] &= present
+            if mask[j] == present:
+                continue  # weights of lanes past the last row are 0
             store(s_t, j * lanes, select(mask[j], load(s_t, j * lanes), zero))
             store(w_t, j * lanes, select(mask[j], load(w_t, j * lanes), zero))
 

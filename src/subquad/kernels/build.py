@@ -24,6 +24,7 @@ SIGNATURES = {
     "gathered": "xxxxxfiiixnn",
     "scores": "xxxfiiixnn",
     "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
+    "gathered_backward": "xxxxxxxxfiiixnn",
     "peak": "xn",
 }
 

@@ -9,6 +9,7 @@ from subquad.kernels import simd
 from subquad.kernels.backward import backward_tiled
 from subquad.kernels.build import SIGNATURES
 from subquad.kernels.gathered import forward_gathered, pair_scores
+from subquad.kernels.gathered_backward import backward_gathered
 from subquad.kernels.jit import OPTIONS
 from subquad.kernels.tiled import forward_tiled
 
@@ -28,6 +29,7 @@ FUNCTIONS = {
     "gathered": forward_gathered,
     "scores": pair_scores,
     "tiled_backward": backward_tiled,
+    "gathered_backward": backward_gathered,
     "peak": peak,
 }
 

@@ -42,8 +42,9 @@ MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
     PACK,  # tiled, 1: keys and values are copied side by side before use, see PACK_BYTES
     G_ROW,  # backward: the gradient of `out`; the gradients that are written lie side by side
     G_COLUMN,
-) = range(19)
-GEOMETRY_COLUMNS = 19
+    BY_KEY,  # gathered backward, 1: lists of the query rows of each key
+) = range(20)
+GEOMETRY_COLUMNS = 20
 
 # Rows far apart fall into the same few sets of a cache and push one another out. From this distance on (and where
 # columns are not neighbours) the keys of a step are copied into a panel, and the last PANELS panels are kept:

@@ -146,18 +146,14 @@ def outer_6(typing_context, x, x_off, p, rows):
 
     def codegen(context, builder, sig, args):
         x_, x_off_, p_, rows_ = args
-        targets = [
-            lanes_address(builder, x_, builder.load(builder.gep(x_off_, [_index(r)])), lanes) for r in range(6)
-        ]
+        targets = [lanes_address(builder, x_, builder.load(builder.gep(x_off_, [_index(r)])), lanes) for r in range(6)]
         start = [builder.load(target, align=lanes.bits // 8) for target in targets]
         weights = [builder.gep(p_, [_index(r * lanes.count)]) for r in range(6)]
 
         def pointers(t):
             return [builder.gep(weight, [t]) for weight in weights]
 
-        values = _emit_rounds(
-            builder, lanes, _index(0), _index(lanes.count), _UNROLL, start, rows_, pointers, None
-        )[0]
+        values = _emit_rounds(builder, lanes, _index(0), _index(lanes.count), _UNROLL, start, rows_, pointers, None)[0]
         for target, value in reversed(list(zip(targets, values, strict=True))):
             builder.store(value, target, align=lanes.bits // 8)
         return context.get_dummy_value()
