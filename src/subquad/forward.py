@@ -16,7 +16,7 @@ from subquad.plan.tables import address
 from subquad.threads import share_out
 
 KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
-_GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
+GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
 
 
 class Heads(NamedTuple):
@@ -40,9 +40,9 @@ class Heads(NamedTuple):
         return [start + b * batch + h // group * stride for start, batch, stride, group in self.places]
 
 
-def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False) -> tuple[Array, Array]:
+def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False, backward: bool = False) -> tuple[Array, Array]:
     """One worker's scratch, floats on a cache line."""
-    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize, pack)
+    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize, pack, backward)
     lanes = layout.lanes_of(dtype.itemsize)
     memory = np.empty(floats + lanes, dtype)
     offset = -(address(memory) // dtype.itemsize) % lanes
@@ -90,10 +90,10 @@ def _run_phase(
     if isinstance(phase, GatheredPhase):
         table[layout.INDEX_COUNT] = len(phase.indices)
     else:
-        table[layout.PACK] = int(_lie_far_apart(inputs, phase))
+        table[layout.PACK] = int(lie_far_apart(inputs, phase))
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
     pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
-    ranges = plan.tasks(number, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
+    ranges = plan.tasks(number, pair_flops * (GATHERED_COST if gathered else plan.lanes))
     tables = plan.addresses(number)
     heads = Heads.of(q.shape[1], [(q, 1), (inputs.arrays[1], inputs.group), (v, inputs.group), (out, 1), (lse, 1)])
 
@@ -111,7 +111,7 @@ def _run_phase(
     share_out(q.shape[0] * q.shape[1] * len(ranges), worker, threads)
 
 
-def _lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
+def lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
     """Whether neighbouring keys of a run lie so far apart that copies pay, or columns are no neighbours at all."""
     step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
     keys = inputs.arrays[1:]

@@ -112,7 +112,7 @@ def attention_backward(
 ) -> tuple[Floats, Floats, Floats]:
     """`subquad.attention_backward` in float64, every weight recomputed densely from `lse`.
 
-    Takes and returns what `subquad.attention_backward` does, but float64. Time O(n²); a block of rows is held at a time.
+    Takes and returns what `subquad.attention_backward` does, but float64. Time O(n²), a block of rows at a time.
 
     Examples
     --------

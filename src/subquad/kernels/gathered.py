@@ -89,31 +89,9 @@ def list_scores(s, q, k, v, spare, indices, begin, stop, geometry):
 
 
 @device
-def attend_list(q, k, v, o, s, m, denom, spare, indices, begin, stop, geometry):
-    """Fold the keys indices[begin:stop] into the running softmax of one row: o, its maximum m and its sum denom."""
-    lanes, n_keys = width_of(q), stop - begin
-    d_v, v_row, v_column = geometry[layout.D_V], geometry[layout.V_ROW], geometry[layout.V_COLUMN]
-    list_scores(s, q, k, v, spare, indices, begin, stop, geometry)
-    top = never = splat(q, -np.inf)
-    for j in range(n_keys, (n_keys + lanes - 1) // lanes * lanes):
-        s[j] = -np.inf
-
-    # s = 2^(s - maximum)
-    for j in range(0, n_keys, lanes):
-        top = larger(load(s, j), top)
-    before = load(m, 0)
-    top = larger(splat(q, lane_max(top)), before)
-    base = select(greater(top, never), top, splat(q, 0.0))
-    alpha, total = exp2(before - base), splat(q, 0.0)
-    for j in range(0, n_keys, lanes):
-        p = exp2(load(s, j) - base)
-        store(s, j, p)
-        total = total + p
-    store(m, 0, top)
-    store(denom, 0, fma(load(denom, 0), alpha, splat(q, lane_sum(total))))
-
-    # o = alpha o + s V: four vectors of columns at a time, then one, then part of one
-    c = 0
+def add_listed(o, s, v, spare, indices, begin, stop, v_row, v_column, d_v, alpha):
+    """o = alpha o + sum_e s[e - begin] V[indices[e]]: four vectors of columns at a time, then one, then part of one."""
+    lanes, c = width_of(o), 0
     while c + 4 * lanes <= d_v and v_column == 1:
         o0, o1 = load(o, c) * alpha, load(o, c + lanes) * alpha
         o2, o3 = load(o, c + 2 * lanes) * alpha, load(o, c + 3 * lanes) * alpha
@@ -137,6 +115,33 @@ def attend_list(q, k, v, o, s, m, denom, spare, indices, begin, stop, geometry):
             total = fma(broadcast(s, e - begin), load_part(row, 0, width), total)
         store(o, c, total)
         c += lanes
+
+
+@device
+def attend_list(q, k, v, o, s, m, denom, spare, indices, begin, stop, geometry):
+    """Fold the keys indices[begin:stop] into the running softmax of one row: o, its maximum m and its sum denom."""
+    lanes, n_keys = width_of(q), stop - begin
+    d_v, v_row, v_column = geometry[layout.D_V], geometry[layout.V_ROW], geometry[layout.V_COLUMN]
+    list_scores(s, q, k, v, spare, indices, begin, stop, geometry)
+    top = never = splat(q, -np.inf)
+    for j in range(n_keys, (n_keys + lanes - 1) // lanes * lanes):
+        s[j] = -np.inf
+
+    # s = 2^(s - maximum)
+    for j in range(0, n_keys, lanes):
+        top = larger(load(s, j), top)
+    before = load(m, 0)
+    top = larger(splat(q, lane_max(top)), before)
+    base = select(greater(top, never), top, splat(q, 0.0))
+    alpha, total = exp2(before - base), splat(q, 0.0)
+    for j in range(0, n_keys, lanes):
+        p = exp2(load(s, j) - base)
+        store(s, j, p)
+        total = total + p
+    store(m, 0, top)
+    store(denom, 0, fma(load(denom, 0), alpha, splat(q, lane_sum(total))))
+
+    add_listed(o, s, v, spare, indices, begin, stop, v_row, v_column, d_v, alpha)
 
 
 def forward_gathered(q, k, v, out, lse, scale, geometry, indptr, indices, floats, first, last):

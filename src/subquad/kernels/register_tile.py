@@ -134,3 +134,28 @@ def masked_values_1(typing_context, o_t, p_t, n, v, v_off, alpha, mask):
 
 
 values_6, values_4, values_1 = _values(6), _values(4), _values(1)
+
+
+@intrinsic
+def outer_6(typing_context, x, x_off, p, rows):
+    """x[x_off[r] + lanes] += sum_i p[r, i] rows[i, :] for six rows r, where `rows` holds a vector for each lane i.
+
+    Written from the last row to the first: where rows are filled up with copies of the last one, its own result stays.
+    """
+    lanes = LANES[x.dtype]
+
+    def codegen(context, builder, sig, args):
+        x_, x_off_, p_, rows_ = args
+        targets = [lanes_address(builder, x_, builder.load(builder.gep(x_off_, [_index(r)])), lanes) for r in range(6)]
+        start = [builder.load(target, align=lanes.bits // 8) for target in targets]
+        weights = [builder.gep(p_, [_index(r * lanes.count)]) for r in range(6)]
+
+        def pointers(t):
+            return [builder.gep(weight, [t]) for weight in weights]
+
+        values = _emit_rounds(builder, lanes, _index(0), _index(lanes.count), _UNROLL, start, rows_, pointers, None)[0]
+        for target, value in reversed(list(zip(targets, values, strict=True))):
+            builder.store(value, target, align=lanes.bits // 8)
+        return context.get_dummy_value()
+
+    return types.void(x, _OFFSETS, x, x), codegen

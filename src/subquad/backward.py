@@ -1,0 +1,158 @@
+"""Running a plan backwards: what every phase gives to the gradients of every head, in one fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad.forward import GATHERED_COST, KERNEL_NAME, Heads, geometry, lie_far_apart, scratch
+from subquad.inputs import Array, Inputs
+from subquad.kernels import layout, load
+from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.plan.schedule import waves
+from subquad.plan.tables import address, cut
+from subquad.threads import share_out
+
+Table = npt.NDArray[np.int64]
+
+
+class Gradients(NamedTuple):
+    """What a backward starts from, and the gradients that it adds to: (batch, heads, rows[, columns]) each."""
+
+    of_out: Array
+    lse: Array
+    delta: Array  # (batch, heads, n_q): what the gradients of all weights of a row have in common
+    query: Array
+    key: Array
+    value: Array
+
+
+class Call(NamedTuple):
+    """What all phases of a backward share."""
+
+    plan: Plan
+    inputs: Inputs
+    gradients: Gradients
+    scale: float
+    threads: int
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """d and d_v."""
+        return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of queries, over the batch."""
+        return int(np.prod(self.inputs.arrays[0].shape[:2]))
+
+    def heads(self, *arrays: Array) -> Heads:
+        """Where each query head begins in some arrays, those of keys and values among them."""
+        n_heads = self.inputs.arrays[0].shape[1]
+        return Heads.of(n_heads, [(x, n_heads // x.shape[1]) for x in arrays])
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
+        return found
+
+    def scratch(self, pack: bool = False) -> tuple[Array, Array]:
+        return scratch(*self.widths, self.inputs.compute_dtype, pack, backward=True)
+
+
+def run(plan: Plan, inputs: Inputs, gradients: Gradients, scale: float, threads: int) -> None:
+    """Add the gradients of every head to `gradients`.
+
+    Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
+    in waves, lists are followed once by query and once by key, and heads that share keys are done one after another.
+    """
+    call = Call(plan, inputs, gradients, scale, threads)
+    for number, phase in enumerate(plan.phases):
+        if isinstance(phase, TiledPhase):
+            _tiled(call, number, phase)
+        else:
+            _by_query(call, phase)
+            _by_key(call, plan.transposed(number))
+
+
+def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
+    """All five products in one pass, a wave at a time."""
+    (q, k, v), grads, (d, d_v) = call.inputs.arrays, call.gradients, call.widths
+    table = geometry(call.inputs, call.plan.shape, lse=grads.lse)
+    table[layout.D_V] = d_v
+    _place(table, v, layout.V_ROW)
+    _place(table, grads.of_out, layout.G_ROW)
+    pack = lie_far_apart(call.inputs, phase)
+    table[layout.PACK] = int(pack)
+    kernel, tables, group = call.kernel("tiled_backward"), call.plan.addresses(number), call.inputs.group
+    heads = call.heads(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
+    for wave in waves(call.plan, number, call.plan.lanes * 2.0 * (3 * d + 2 * d_v)):
+
+        def worker(wave: list[tuple[int, int, int, int]] = wave) -> Callable[[int], None]:
+            own = call.scratch(pack)
+            fixed = [call.scale, address(table), *tables, *map(address, own)]
+
+            # `_kept`: the scratch must live as long as the addresses in `fixed`
+            def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+                shared, part = divmod(task, len(wave))
+                for head in range(shared * group, (shared + 1) * group):
+                    kernel(*heads.begin(head), *fixed, *wave[part])
+
+            return do
+
+        share_out(call.n_heads // max(1, group) * len(wave), worker, call.threads)
+
+
+def _by_query(call: Call, lists: GatheredPhase) -> None:
+    """The gradient of each query row from its own list of keys."""
+    (q, k, v), grads = call.inputs.arrays, call.gradients
+    table = _two_tables(call, (q, k), (grads.of_out, v), by_key=False)
+    heads = call.heads(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
+    _gathered(call, lists, table, heads, group=1)
+
+
+def _by_key(call: Call, lists: GatheredPhase) -> None:
+    """The gradients of each key and value from its own list of query rows."""
+    (q, k, v), grads = call.inputs.arrays, call.gradients
+    table = _two_tables(call, (k, q), (v, grads.of_out), by_key=True)
+    heads = call.heads(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
+    _gathered(call, lists, table, heads, call.inputs.group)
+
+
+def _gathered(call: Call, lists: GatheredPhase, table: Table, heads: Heads, group: int) -> None:
+    kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
+    table[:, layout.INDEX_COUNT] = len(lists.indices)
+    ranges = cut(lists.work, GATHERED_COST * 4.0 * sum(call.widths))
+
+    def worker() -> Callable[[int], None]:
+        own = call.scratch()
+        fixed = [call.scale, address(table), *tables, address(own[0])]
+
+        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+            shared, part = divmod(task, len(ranges))
+            for head in range(shared * group, (shared + 1) * group):
+                kernel(*heads.begin(head), *fixed, *ranges[part])
+
+        return do
+
+    share_out(call.n_heads // max(1, group) * len(ranges), worker, call.threads)
+
+
+def _two_tables(call: Call, scores: tuple[Array, Array], weights: tuple[Array, Array], by_key: bool) -> Table:
+    """Geometry of the two products of lists, as the kernel reads it: rows, and what is listed, of each."""
+    table = np.zeros((2, layout.GEOMETRY_COLUMNS), np.int64)
+    for own, (rows, listed), (_, fetched) in zip(table, (scores, weights), (weights, scores), strict=True):
+        own[layout.D], own[layout.D_V] = rows.shape[-1], fetched.shape[-1]
+        _place(own, rows, layout.Q_ROW)
+        _place(own, listed, layout.K_ROW)
+        _place(own, fetched, layout.V_ROW)
+    table[:, layout.BY_KEY] = int(by_key)
+    table[:, layout.LSE_STEP] = call.gradients.lse.strides[-1] // call.gradients.lse.itemsize
+    return table
+
+
+def _place(table: Table, x: Array, column: int) -> None:
+    """Strides of rows and columns, in elements."""
+    table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
