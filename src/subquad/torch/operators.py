@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 import subquad
-from subquad import reference
-from subquad.patterns import Pattern
 from subquad.torch.crossing import pattern_of
 
 Array = npt.NDArray[Any]
@@ -136,25 +134,11 @@ def attention_backward_op(
 ) -> Gradients:
     g, q, k, v, o, sums = (as_array(x) for x in (grad_out, query, key, value, out, lse))
     g_sums = None if grad_lse is None else as_array(grad_lse)
-    grads = _gradients(g, q, k, v, o, sums, pattern_of(pattern), scale, g_sums, threads(num_threads))
+    grads = subquad.attention_backward(
+        g, q, k, v, o, sums, pattern_of(pattern), scale=scale, grad_lse=g_sums, num_threads=threads(num_threads)
+    )
     grad_query, grad_key, grad_value = (as_tensor(grad) for grad in grads)
     return grad_query, grad_key, grad_value
-
-
-def _gradients(
-    g: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    pattern: Pattern,
-    scale: float | None,
-    grad_lse: Array | None,
-    num_threads: int,
-) -> tuple[Array, ...]:
-    grads = reference.attention_backward(g, q, k, v, out, lse, pattern, scale=scale, grad_lse=grad_lse)
-    return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
 
 
 @attention_backward_op.register_fake
