@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import subprocess
 import sys
 import threading
@@ -478,6 +480,16 @@ def test_forward_mode_is_refused():
     query, key, value = detached(tensors(4, 4))
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(lambda q: attention(q, key, value), (query,), (query,))
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".functional", ".module", ".operators", ".crossing"])
+def test_examples_run(name):
+    module = importlib.import_module(f"subquad.torch{name}")
+    assert module.__doc__
+    assert doctest.testmod(module).failed == 0
 
 
 def test_without_torch():
