@@ -1,4 +1,4 @@
-"""Attention of tensors: values, gradients, layouts, dtypes, refusals. Oracles: gradcheck and PyTorch's own attention."""
+"""Attention of tensors: values, gradients, layouts, refusals. Oracles: gradcheck and PyTorch's own attention."""
 
 from __future__ import annotations
 

@@ -45,6 +45,13 @@ def test_loss_falls(example):
     assert steps == [1, 20, 40, 60]
 
 
+def test_command_refuses():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--n", "100000"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("the text has ")
+    assert "must be longer than n = 100000" in done.stderr
+
+
 def test_same_seed_same_losses(example):
     text = read_text(limit=20_000)
     first, again = (example.train(small(example, steps=3), text).losses for _ in range(2))
@@ -75,7 +82,7 @@ def test_short_text_is_refused(example):
 
 def test_command(tmp_path):
     figures, picture = tmp_path / "run.json", tmp_path / "run.png"
-    arguments = "--n 128 --window 16 --width 32 --layers 1 --steps 3".split()
+    arguments = ["--n", "128", "--window", "16", "--width", "32", "--layers", "1", "--steps", "3"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments, "--json", str(figures), "--plot", str(picture)],
         capture_output=True,
@@ -98,5 +105,6 @@ def test_the_example_in_the_readme_runs():
     section = re.search(r"## Training\n(.*?)\n## ", readme, re.DOTALL)[1]
     assert len([line for line in section.splitlines() if line.strip()]) <= 10
     names = {}
-    exec(compile(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("8192", "512"), "README", "exec"), names)
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("8192", "512")
+    exec(compile(code, "README.md", "exec"), names)
     assert names["layer"].in_proj_weight.grad.abs().sum() > 0
