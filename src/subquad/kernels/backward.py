@@ -8,7 +8,7 @@ from subquad.kernels import layout
 from subquad.kernels.exponential import weight_gradient_rows
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
-from subquad.kernels.register_tile import masked_values_1, outer_6, scores_6, values_1, values_4, values_6
+from subquad.kernels.register_tile import masked_values_1, outer_3x2, outer_6, scores_6, values_1, values_4, values_6
 from subquad.kernels.simd import at, fma, load, not_equal_or_nan, select, splat, store, width_of
 from subquad.kernels.tiled import visit_runs
 from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
@@ -60,10 +60,14 @@ def add_outer(work, x, p_t, blocks, n_keys, width, careful):
     for extra in range(n_keys, n_keys + 5):
         g_off[extra] = g_off[n_keys - 1]
     n_blocks, vectors = (width + lanes - 1) // lanes, width >= lanes
-    if vectors and not careful:
-        for j in range(0, n_keys, 6):  # key by key through the gradients, as they lie in memory
-            for b in range(n_blocks):
-                column = min(b * lanes, width - lanes)
+    if vectors and not careful:  # key by key through the gradients, as they lie in memory
+        paired = width // (2 * lanes) * 2
+        for j in range(0, n_keys, 3):
+            for b in range(0, paired, 2):
+                outer_3x2(at(x, b * lanes), at(g_off, j), at(p_t, j * lanes), at(blocks, b * lanes * lanes))
+        for b in range(paired, n_blocks):
+            column = min(b * lanes, width - lanes)
+            for j in range(0, n_keys, 6):
                 outer_6(at(x, column), at(g_off, j), at(p_t, j * lanes), at(blocks, b * lanes * lanes))
         return
     for j in range(n_keys):
