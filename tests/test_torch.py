@@ -18,7 +18,7 @@ from subquad import Banded, BlockSparse, Causal, Dense, Global, Random, Strided,
 torch = pytest.importorskip("torch", reason="torch is not installed")
 F = torch.nn.functional
 
-from subquad.torch import attention, merge  # noqa: E402
+from subquad.torch import SparseMultiheadAttention, attention, merge  # noqa: E402
 from subquad.torch.operators import as_array, as_tensor, attention_backward_op, attention_op  # noqa: E402
 
 MIXED = (Banded((3, 0)) | Global([0, 4])) & Causal()
@@ -440,6 +440,7 @@ def test_many_threads():
         ({"pattern": BlockSparse(np.eye(9), 16)}, ValueError, "layout has 9 x 9 blocks of 16; n_q = 4 and n_k = 4"),
         ({"pattern": Global([7])}, ValueError, "7"),
         ({"pattern": [1]}, TypeError, "pattern must be a subquad pattern"),
+        ({"scale": torch.ones((), requires_grad=True)}, TypeError, "got a tensor; multiply the query by it"),
         ({"scale": "0.5"}, TypeError, "scale must be a real number or None"),
         ({"scale": float("inf")}, ValueError, "scale must be finite"),
         ({"num_threads": 0}, ValueError, "num_threads must be an integer >= 1; got 0"),
@@ -480,6 +481,15 @@ def test_forward_mode_is_refused():
     query, key, value = detached(tensors(4, 4))
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(lambda q: attention(q, key, value), (query,), (query,))
+    module, x = SparseMultiheadAttention(4, 2, Causal()), torch.ones(3, 4)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: module(x, x, x)[0], (x,), (x,))
+
+
+def test_other_transforms_are_refused():
+    query, key, value = detached(tensors(4, 4))
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # PyTorch's own words
+        torch.func.grad(lambda q: attention(q, key, value).sum())(query)
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------

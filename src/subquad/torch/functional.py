@@ -89,6 +89,8 @@ def attention(
     -----
     Forward and backward take time O(pairs x (d + d_v)) and keep the inputs, the output and lse.
 
+    Transforms of ``torch.func`` (grad, vjp, jvp, vmap) are refused, by PyTorch itself or by name; use ``backward``.
+
     Under ``torch.autocast`` inputs that are not float64 are cast to its dtype, as those of PyTorch's own attention are.
 
     Under ``torch.compile`` the call is one node of the graph, for all lengths. Build the pattern outside the compiled
@@ -107,11 +109,12 @@ def attention(
     """
     query, key, value = autocast(query, key, value)
     check_tensors(query=query, key=key, value=value)
+    if isinstance(scale, Tensor):
+        raise TypeError("scale must be a number or None; got a tensor; multiply the query by it, for a gradient")
     if torch.compiler.is_compiling():
         # numbers are checked where the operator runs
         return attend(query, key, value, _traced_text(pattern), scale, return_lse, num_threads)
     text = text_of(checked_pattern(pattern))
-    refuse_tangents(query, key, value)
     if scale is not None:
         scale = checked_scale(scale, query.shape[-1], np.dtype(np.float64))
     if num_threads is not None:
@@ -129,6 +132,8 @@ def attend(
     num_threads: int | None,
 ) -> Any:
     """`attention` of checked tensors, its pattern as text."""
+    if not torch.compiler.is_compiling():
+        _refuse_tangents(query, key, value)
     out, lse = attention_op(query, key, value, pattern, scale, num_threads)
     return (out, lse) if return_lse else out
 
@@ -185,7 +190,7 @@ def check_tensors(**tensors: Any) -> None:
         raise TypeError(f"{', '.join(dtypes)} must have one dtype; got {found}; convert with .to(...)")
 
 
-def refuse_tangents(*tensors: Tensor) -> None:
+def _refuse_tangents(*tensors: Tensor) -> None:
     """PyTorch would take a tangent of 0 for an operator that has no forward derivative, without a word."""
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(
