@@ -40,9 +40,9 @@ class Heads(NamedTuple):
         return [start + b * batch + h // group * stride for start, batch, stride, group in self.places]
 
 
-def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False, backward: bool = False) -> tuple[Array, Array]:
-    """One worker's scratch, floats on a cache line."""
-    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize, pack, backward)
+def scratch(sizes: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """One worker's scratch of so many floats and integers, floats on a cache line."""
+    floats, ints = sizes
     lanes = layout.lanes_of(dtype.itemsize)
     memory = np.empty(floats + lanes, dtype)
     offset = -(address(memory) // dtype.itemsize) % lanes
@@ -87,18 +87,20 @@ def _run_phase(
     q, _, v = inputs.arrays
     phase = plan.phases[number]
     gathered = isinstance(phase, GatheredPhase)
-    if isinstance(phase, GatheredPhase):
-        table[layout.INDEX_COUNT] = len(phase.indices)
-    else:
+    if isinstance(phase, TiledPhase):
         table[layout.PACK] = int(lie_far_apart(inputs, phase))
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
-    pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
+    widths = q.shape[-1], v.shape[-1]
+    pair_flops = 2.0 * sum(widths)
     ranges = plan.tasks(number, pair_flops * (GATHERED_COST if gathered else plan.lanes))
     tables = plan.addresses(number)
     heads = Heads.of(q.shape[1], [(q, 1), (inputs.arrays[1], inputs.group), (v, inputs.group), (out, 1), (lse, 1)])
 
     def worker() -> Callable[[int], None]:
-        own = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
+        sizes = layout.scratch_sizes(*widths, q.itemsize, bool(table[layout.PACK]))
+        if isinstance(phase, GatheredPhase):
+            sizes = layout.list_scratch_sizes(*widths, q.itemsize, phase.longest)
+        own = scratch(sizes, q.dtype)
         fixed = [scale, address(table), *tables, *map(address, own[:1] if gathered else own)]
 
         # `_kept`: the scratch must live as long as the addresses in `fixed`
