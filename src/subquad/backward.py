@@ -35,6 +35,7 @@ class Call(NamedTuple):
 
     plan: Plan
     inputs: Inputs
+    heads: list[int]
     gradients: Gradients
     scale: float
     threads: int
@@ -44,28 +45,28 @@ class Call(NamedTuple):
         """d and d_v."""
         return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
 
-    @property
-    def n_heads(self) -> int:
-        """Heads of queries, over the batch."""
-        return int(np.prod(self.inputs.arrays[0].shape[:2]))
+    def place(self, *arrays: Array) -> Heads:
+        return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
 
-    def heads(self, *arrays: Array) -> Heads:
-        """Where each query head begins in some arrays, those of keys and values among them."""
-        n_heads = self.inputs.arrays[0].shape[1]
-        return Heads.of(n_heads, [(x, n_heads // x.shape[1]) for x in arrays])
+    def groups(self, shared: bool) -> list[tuple[int, list[int]]]:
+        """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
+        found: dict[int, list[int]] = {}
+        for head in self.heads:
+            found.setdefault(head // self.inputs.group if shared else head, []).append(head)
+        return [(batch, heads) for batch in range(self.inputs.arrays[0].shape[0]) for heads in found.values()]
 
     def kernel(self, name: str) -> Callable[..., None]:
         found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
         return found
 
 
-def run(plan: Plan, inputs: Inputs, gradients: Gradients, scale: float, threads: int) -> None:
-    """Add the gradients of every head to `gradients`.
+def run(plan: Plan, inputs: Inputs, heads: list[int], gradients: Gradients, scale: float, threads: int) -> None:
+    """Add what some query heads give to `gradients`.
 
     Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
     in waves, lists are followed once by query and once by key, and heads that share keys are done one after another.
     """
-    call = Call(plan, inputs, gradients, scale, threads)
+    call = Call(plan, inputs, heads, gradients, scale, threads)
     for number, phase in enumerate(plan.phases):
         if isinstance(phase, TiledPhase):
             _tiled(call, number, phase)
@@ -81,8 +82,8 @@ def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
     pack = lie_far_apart(call.inputs, phase)
     table[layout.PACK] = int(pack)
     sizes = layout.scratch_sizes(d, d_v, q.itemsize, pack, backward=True)
-    kernel, tables, group = call.kernel("tiled_backward"), call.plan.addresses(number), call.inputs.group
-    heads = call.heads(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
+    kernel, tables, groups = call.kernel("tiled_backward"), call.plan.addresses(number), call.groups(shared=True)
+    places = call.place(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
     for wave in waves(call.plan, number, call.plan.lanes * 2.0 * (3 * d + 2 * d_v)):
 
         def worker(wave: list[tuple[int, int, int, int]] = wave) -> Callable[[int], None]:
@@ -91,21 +92,22 @@ def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
 
             # `_kept`: the scratch must live as long as the addresses in `fixed`
             def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-                shared, part = divmod(task, len(wave))
-                for head in range(shared * group, (shared + 1) * group):
-                    kernel(*heads.begin(head), *fixed, *wave[part])
+                group, part = divmod(task, len(wave))
+                batch, heads = groups[group]
+                for head in heads:
+                    kernel(*places.begin(batch, head), *fixed, *wave[part])
 
             return do
 
-        share_out(call.n_heads // max(1, group) * len(wave), worker, call.threads)
+        share_out(len(groups) * len(wave), worker, call.threads)
 
 
 def _by_query(call: Call, lists: GatheredPhase) -> None:
     """The gradient of each query row from its own list of keys."""
     (q, k, v), grads = call.inputs.arrays, call.gradients
     table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (grads.of_out, layout.G_ROW), (v, layout.V_ROW)])
-    heads = call.heads(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
-    _gathered(call, lists, table, heads, group=1)
+    places = call.place(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
+    _gathered(call, lists, table, places, call.groups(shared=False))
 
 
 def _by_key(call: Call, lists: GatheredPhase) -> None:
@@ -113,11 +115,13 @@ def _by_key(call: Call, lists: GatheredPhase) -> None:
     (q, k, v), grads = call.inputs.arrays, call.gradients
     table = _table(call, [(k, layout.Q_ROW), (q, layout.K_ROW), (v, layout.G_ROW), (grads.of_out, layout.V_ROW)])
     table[layout.BY_KEY] = 1
-    heads = call.heads(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
-    _gathered(call, lists, table, heads, call.inputs.group)
+    places = call.place(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
+    _gathered(call, lists, table, places, call.groups(shared=True))
 
 
-def _gathered(call: Call, lists: GatheredPhase, table: Table, heads: Heads, group: int) -> None:
+def _gathered(
+    call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: list[tuple[int, list[int]]]
+) -> None:
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
     ranges = cut(lists.work, GATHERED_COST * 4.0 * (d + d_v))
@@ -128,13 +132,14 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, heads: Heads, grou
         fixed = [call.scale, address(table), *tables, address(own[0])]
 
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            shared, part = divmod(task, len(ranges))
-            for head in range(shared * group, (shared + 1) * group):
-                kernel(*heads.begin(head), *fixed, *ranges[part])
+            group, part = divmod(task, len(ranges))
+            batch, heads = groups[group]
+            for head in heads:
+                kernel(*places.begin(batch, head), *fixed, *ranges[part])
 
         return do
 
-    share_out(call.n_heads // max(1, group) * len(ranges), worker, call.threads)
+    share_out(len(groups) * len(ranges), worker, call.threads)
 
 
 def _table(call: Call, places: list[tuple[Array, int]]) -> Table:

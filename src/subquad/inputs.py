@@ -43,6 +43,25 @@ def checked_pattern(pattern: Any) -> Pattern:
     return pattern
 
 
+def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, list[int]]]:
+    """The pattern of every query head: each different one with the heads that have it."""
+    if not isinstance(pattern, list | tuple):
+        return [(checked_pattern(pattern), list(range(n_heads)))]
+    for head, one in enumerate(pattern):
+        if not isinstance(one, Pattern):
+            raise TypeError(
+                f"pattern must hold subquad patterns alone; got {one!r} of type {type(one).__name__} for head {head}"
+            )
+    if len(pattern) != n_heads:
+        raise ValueError(
+            f"pattern must be one pattern, or one for each of the {n_heads} heads of query; got {len(pattern)} patterns"
+        )
+    heads: dict[Pattern, list[int]] = {}
+    for head, one in enumerate(pattern):
+        heads.setdefault(one, []).append(head)
+    return list(heads.items())
+
+
 def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
     if scale is None:
         return float(d**-0.5)

@@ -95,7 +95,7 @@ def attention_scores(
     lists = GatheredPhase(indptr, indices)
     ranges = cut(lists.work, 2.0 * q.shape[-1] * forward.GATHERED_COST)
     fixed = [address(x) for x in (table, indptr, indices)]
-    heads = forward.Heads.of(q.shape[1], [(q, 1), (k, inputs.group), (data, 1)])
+    heads = forward.Heads.of(q.shape[1], q, k, data)
 
     def worker() -> Callable[[int], None]:
         # scores go straight to where they belong: no list needs scratch
@@ -104,8 +104,8 @@ def attention_scores(
 
         # `_kept`: the scratch must live as long as the addresses in `places`
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            head, part = divmod(task, len(ranges))
-            kernel(*heads.begin(head), factor, *places, *ranges[part])
+            batch_head, part = divmod(task, len(ranges))
+            kernel(*heads.begin(*divmod(batch_head, q.shape[1])), factor, *places, *ranges[part])
 
         return do
 
