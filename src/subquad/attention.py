@@ -229,7 +229,7 @@ def attention_backward(
     return d_q, d_k, d_v
 
 
-def _plans(patterns: list[tuple[Pattern, list[int]]], inputs: Inputs) -> list[tuple[Plan, list[int]]]:
+def _plans(patterns: list[tuple[Pattern, Sequence[int]]], inputs: Inputs) -> list[tuple[Plan, Sequence[int]]]:
     """The plan of every pattern, with the heads that follow it; all are made before any is run."""
     q, k, *_ = inputs.arrays
     itemsize = inputs.compute_dtype.itemsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from subquad.plan.tables import address, cut
 from subquad.threads import share_out
 
 Table = npt.NDArray[np.int64]
+Groups = list[tuple[int, list[int]]]  # batch and query heads
 
 
 class Gradients(NamedTuple):
@@ -35,7 +36,7 @@ class Call(NamedTuple):
 
     plan: Plan
     inputs: Inputs
-    heads: list[int]
+    heads: Sequence[int]
     gradients: Gradients
     scale: float
     threads: int
@@ -48,7 +49,7 @@ class Call(NamedTuple):
     def place(self, *arrays: Array) -> Heads:
         return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
 
-    def groups(self, shared: bool) -> list[tuple[int, list[int]]]:
+    def groups(self, shared: bool) -> Groups:
         """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
         found: dict[int, list[int]] = {}
         for head in self.heads:
@@ -60,7 +61,7 @@ class Call(NamedTuple):
         return found
 
 
-def run(plan: Plan, inputs: Inputs, heads: list[int], gradients: Gradients, scale: float, threads: int) -> None:
+def run(plan: Plan, inputs: Inputs, heads: Sequence[int], gradients: Gradients, scale: float, threads: int) -> None:
     """Add what some query heads give to `gradients`.
 
     Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
@@ -119,9 +120,7 @@ def _by_key(call: Call, lists: GatheredPhase) -> None:
     _gathered(call, lists, table, places, call.groups(shared=True))
 
 
-def _gathered(
-    call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: list[tuple[int, list[int]]]
-) -> None:
+def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: Groups) -> None:
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
     ranges = cut(lists.work, GATHERED_COST * 4.0 * (d + d_v))

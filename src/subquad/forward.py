@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array 
 
 
 def run(
-    plan: Plan, inputs: Inputs, heads: list[int], out: Array, lse: Array | None, scale: float, threads: int
+    plan: Plan, inputs: Inputs, heads: Sequence[int], out: Array, lse: Array | None, scale: float, threads: int
 ) -> None:
     """Write the attention of some query heads into `out`, and its log-sum-exp into `lse`."""
     table = geometry(inputs, plan.shape, out, lse)
@@ -78,7 +78,7 @@ def _run_phase(
     number: int,
     plan: Plan,
     inputs: Inputs,
-    heads: list[int],
+    heads: Sequence[int],
     out: Array,
     lse: Array | None,
     scale: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,10 +44,10 @@ def checked_pattern(pattern: Any) -> Pattern:
     return pattern
 
 
-def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, list[int]]]:
+def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, Sequence[int]]]:
     """The pattern of every query head: each different one with the heads that have it."""
     if not isinstance(pattern, list | tuple):
-        return [(checked_pattern(pattern), list(range(n_heads)))]
+        return [(checked_pattern(pattern), range(n_heads))]
     for head, one in enumerate(pattern):
         if not isinstance(one, Pattern):
             raise TypeError(
@@ -59,7 +60,7 @@ def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, list[int
     heads: dict[Pattern, list[int]] = {}
     for head, one in enumerate(pattern):
         heads.setdefault(one, []).append(head)
-    return list(heads.items())
+    return [(one, found) for one, found in heads.items()]
 
 
 def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
