@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from subquad.forward import GATHERED_COST, KERNEL_NAME, Heads, geometry, lie_far_apart, scratch
+from subquad.forward import GATHERED_COST, KERNEL_NAME, Heads, lie_far_apart, scratch
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.plan import GatheredPhase, Plan, TiledPhase
@@ -17,6 +17,7 @@ from subquad.plan.tables import address, cut
 from subquad.threads import share_out
 
 Table = npt.NDArray[np.int64]
+Groups = list[tuple[int, list[int]]]  # batch and query heads
 
 
 class Gradients(NamedTuple):
@@ -35,6 +36,7 @@ class Call(NamedTuple):
 
     plan: Plan
     inputs: Inputs
+    heads: Sequence[int]
     gradients: Gradients
     scale: float
     threads: int
@@ -44,31 +46,28 @@ class Call(NamedTuple):
         """d and d_v."""
         return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
 
-    @property
-    def n_heads(self) -> int:
-        """Heads of queries, over the batch."""
-        return int(np.prod(self.inputs.arrays[0].shape[:2]))
+    def place(self, *arrays: Array) -> Heads:
+        return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
 
-    def heads(self, *arrays: Array) -> Heads:
-        """Where each query head begins in some arrays, those of keys and values among them."""
-        n_heads = self.inputs.arrays[0].shape[1]
-        return Heads.of(n_heads, [(x, n_heads // x.shape[1]) for x in arrays])
+    def groups(self, shared: bool) -> Groups:
+        """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
+        found: dict[int, list[int]] = {}
+        for head in self.heads:
+            found.setdefault(head // self.inputs.group if shared else head, []).append(head)
+        return [(batch, heads) for batch in range(self.inputs.arrays[0].shape[0]) for heads in found.values()]
 
     def kernel(self, name: str) -> Callable[..., None]:
         found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
         return found
 
-    def scratch(self, pack: bool = False) -> tuple[Array, Array]:
-        return scratch(*self.widths, self.inputs.compute_dtype, pack, backward=True)
 
-
-def run(plan: Plan, inputs: Inputs, gradients: Gradients, scale: float, threads: int) -> None:
-    """Add the gradients of every head to `gradients`.
+def run(plan: Plan, inputs: Inputs, heads: Sequence[int], gradients: Gradients, scale: float, threads: int) -> None:
+    """Add what some query heads give to `gradients`.
 
     Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
     in waves, lists are followed once by query and once by key, and heads that share keys are done one after another.
     """
-    call = Call(plan, inputs, gradients, scale, threads)
+    call = Call(plan, inputs, heads, gradients, scale, threads)
     for number, phase in enumerate(plan.phases):
         if isinstance(phase, TiledPhase):
             _tiled(call, number, phase)
@@ -80,79 +79,74 @@ def run(plan: Plan, inputs: Inputs, gradients: Gradients, scale: float, threads:
 def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
     """All five products in one pass, a wave at a time."""
     (q, k, v), grads, (d, d_v) = call.inputs.arrays, call.gradients, call.widths
-    table = geometry(call.inputs, call.plan.shape, lse=grads.lse)
-    table[layout.D_V] = d_v
-    _place(table, v, layout.V_ROW)
-    _place(table, grads.of_out, layout.G_ROW)
+    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (grads.of_out, layout.G_ROW)])
     pack = lie_far_apart(call.inputs, phase)
     table[layout.PACK] = int(pack)
-    kernel, tables, group = call.kernel("tiled_backward"), call.plan.addresses(number), call.inputs.group
-    heads = call.heads(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
+    sizes = layout.scratch_sizes(d, d_v, q.itemsize, pack, backward=True)
+    kernel, tables, groups = call.kernel("tiled_backward"), call.plan.addresses(number), call.groups(shared=True)
+    places = call.place(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
     for wave in waves(call.plan, number, call.plan.lanes * 2.0 * (3 * d + 2 * d_v)):
 
         def worker(wave: list[tuple[int, int, int, int]] = wave) -> Callable[[int], None]:
-            own = call.scratch(pack)
+            own = scratch(sizes, q.dtype)
             fixed = [call.scale, address(table), *tables, *map(address, own)]
 
             # `_kept`: the scratch must live as long as the addresses in `fixed`
             def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-                shared, part = divmod(task, len(wave))
-                for head in range(shared * group, (shared + 1) * group):
-                    kernel(*heads.begin(head), *fixed, *wave[part])
+                group, part = divmod(task, len(wave))
+                batch, heads = groups[group]
+                for head in heads:
+                    kernel(*places.begin(batch, head), *fixed, *wave[part])
 
             return do
 
-        share_out(call.n_heads // max(1, group) * len(wave), worker, call.threads)
+        share_out(len(groups) * len(wave), worker, call.threads)
 
 
 def _by_query(call: Call, lists: GatheredPhase) -> None:
     """The gradient of each query row from its own list of keys."""
     (q, k, v), grads = call.inputs.arrays, call.gradients
-    table = _two_tables(call, (q, k), (grads.of_out, v), by_key=False)
-    heads = call.heads(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
-    _gathered(call, lists, table, heads, group=1)
+    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (grads.of_out, layout.G_ROW), (v, layout.V_ROW)])
+    places = call.place(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
+    _gathered(call, lists, table, places, call.groups(shared=False))
 
 
 def _by_key(call: Call, lists: GatheredPhase) -> None:
     """The gradients of each key and value from its own list of query rows."""
     (q, k, v), grads = call.inputs.arrays, call.gradients
-    table = _two_tables(call, (k, q), (v, grads.of_out), by_key=True)
-    heads = call.heads(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
-    _gathered(call, lists, table, heads, call.inputs.group)
+    table = _table(call, [(k, layout.Q_ROW), (q, layout.K_ROW), (v, layout.G_ROW), (grads.of_out, layout.V_ROW)])
+    table[layout.BY_KEY] = 1
+    places = call.place(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
+    _gathered(call, lists, table, places, call.groups(shared=True))
 
 
-def _gathered(call: Call, lists: GatheredPhase, table: Table, heads: Heads, group: int) -> None:
+def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: Groups) -> None:
+    (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
-    table[:, layout.INDEX_COUNT] = len(lists.indices)
-    ranges = cut(lists.work, GATHERED_COST * 4.0 * sum(call.widths))
+    ranges = cut(lists.work, GATHERED_COST * 4.0 * (d + d_v))
+    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
 
     def worker() -> Callable[[int], None]:
-        own = call.scratch()
+        own = scratch(sizes, dtype)
         fixed = [call.scale, address(table), *tables, address(own[0])]
 
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            shared, part = divmod(task, len(ranges))
-            for head in range(shared * group, (shared + 1) * group):
-                kernel(*heads.begin(head), *fixed, *ranges[part])
+            group, part = divmod(task, len(ranges))
+            batch, heads = groups[group]
+            for head in heads:
+                kernel(*places.begin(batch, head), *fixed, *ranges[part])
 
         return do
 
-    share_out(call.n_heads // max(1, group) * len(ranges), worker, call.threads)
+    share_out(len(groups) * len(ranges), worker, call.threads)
 
 
-def _two_tables(call: Call, scores: tuple[Array, Array], weights: tuple[Array, Array], by_key: bool) -> Table:
-    """Geometry of the two products of lists, as the kernel reads it: rows, and what is listed, of each."""
-    table = np.zeros((2, layout.GEOMETRY_COLUMNS), np.int64)
-    for own, (rows, listed), (_, fetched) in zip(table, (scores, weights), (weights, scores), strict=True):
-        own[layout.D], own[layout.D_V] = rows.shape[-1], fetched.shape[-1]
-        _place(own, rows, layout.Q_ROW)
-        _place(own, listed, layout.K_ROW)
-        _place(own, fetched, layout.V_ROW)
-    table[:, layout.BY_KEY] = int(by_key)
-    table[:, layout.LSE_STEP] = call.gradients.lse.strides[-1] // call.gradients.lse.itemsize
+def _table(call: Call, places: list[tuple[Array, int]]) -> Table:
+    """The geometry of some arrays: where their strides of rows and columns stand."""
+    table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
+    table[layout.D], table[layout.D_V] = call.widths
+    table[layout.SHIFT], table[layout.N_K] = call.plan.shape.shift, call.plan.shape.n_k
+    table[layout.LSE_STEP] = call.gradients.lse.strides[-1] // call.gradients.lse.itemsize
+    for x, column in places:
+        table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
     return table
-
-
-def _place(table: Table, x: Array, column: int) -> None:
-    """Strides of rows and columns, in elements."""
-    table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]

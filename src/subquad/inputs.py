@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,25 @@ def checked_pattern(pattern: Any) -> Pattern:
             f"pattern must be a subquad pattern, such as Banded(256); got {pattern!r} of type {type(pattern).__name__}"
         )
     return pattern
+
+
+def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, Sequence[int]]]:
+    """The pattern of every query head: each different one with the heads that have it."""
+    if not isinstance(pattern, list | tuple):
+        return [(checked_pattern(pattern), range(n_heads))]
+    for head, one in enumerate(pattern):
+        if not isinstance(one, Pattern):
+            raise TypeError(
+                f"pattern must hold subquad patterns alone; got {one!r} of type {type(one).__name__} for head {head}"
+            )
+    if len(pattern) != n_heads:
+        raise ValueError(
+            f"pattern must be one pattern, or one for each of the {n_heads} heads of query; got {len(pattern)} patterns"
+        )
+    heads: dict[Pattern, list[int]] = {}
+    for head, one in enumerate(pattern):
+        heads.setdefault(one, []).append(head)
+    return [(one, found) for one, found in heads.items()]
 
 
 def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:

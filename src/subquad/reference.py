@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from subquad.inputs import Array, checked_inputs, checked_pattern, checked_scale
+from subquad.inputs import Array, checked_inputs, checked_patterns, checked_scale
 from subquad.patterns.bands import Dense
 from subquad.patterns.base import Pattern
 
@@ -21,7 +23,7 @@ def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = ...,
+    pattern: Pattern | Sequence[Pattern] = ...,
     *,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
@@ -33,7 +35,7 @@ def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = ...,
+    pattern: Pattern | Sequence[Pattern] = ...,
     *,
     scale: float | None = ...,
     return_lse: Literal[True],
@@ -44,7 +46,7 @@ def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = Dense(),  # noqa: B008 - a frozen value
+    pattern: Pattern | Sequence[Pattern] = Dense(),  # noqa: B008 - a frozen value
     *,
     scale: float | None = None,
     return_lse: bool = False,
@@ -60,19 +62,19 @@ def attention(
     array([[2.],
            [2.]])
     """
-    checked_pattern(pattern)
     inputs = checked_inputs(query, key, value)
+    patterns = checked_patterns(pattern, inputs.arrays[0].shape[1])
     q, k, v = (x.astype(np.float64) for x in inputs.arrays)
     factor, n_q, n_k = checked_scale(scale, q.shape[-1], q.dtype), q.shape[2], k.shape[2]
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
     rows_at_once = max(1, _CHUNK // max(1, n_k))
     for start in range(0, n_q if n_k else 0, rows_at_once):
         rows = np.arange(start, min(n_q, start + rows_at_once))
-        allowed = pattern.contains(rows[:, None], np.arange(n_k)[None, :], n_q, n_k)
-        for b in range(q.shape[0]):
-            for h in range(q.shape[1]):
-                shared = h // inputs.group
-                out[b, h, rows], lse[b, h, rows] = _rows(q[b, h, rows], k[b, shared], v[b, shared], allowed, factor)
+        for one, heads in patterns:
+            allowed = one.contains(rows[:, None], np.arange(n_k)[None, :], n_q, n_k)
+            for b, h in itertools.product(range(q.shape[0]), heads):
+                kept = b, h // inputs.group
+                out[b, h, rows], lse[b, h, rows] = _rows(q[b, h, rows], k[kept], v[kept], allowed, factor)
     result, sums = out.reshape(*inputs.leading, n_q, v.shape[3]), lse.reshape(*inputs.leading, n_q)
     return (result, sums) if return_lse else result
 
@@ -105,7 +107,7 @@ def attention_backward(
     value: npt.ArrayLike,
     out: npt.ArrayLike,
     lse: npt.ArrayLike,
-    pattern: Pattern = Dense(),  # noqa: B008 - a frozen value
+    pattern: Pattern | Sequence[Pattern] = Dense(),  # noqa: B008 - a frozen value
     *,
     scale: float | None = None,
     grad_lse: npt.ArrayLike | None = None,
@@ -123,8 +125,8 @@ def attention_backward(
     array([[1.],
            [1.]])
     """
-    checked_pattern(pattern)
     inputs = checked_inputs(query, key, value)
+    patterns = checked_patterns(pattern, inputs.arrays[0].shape[1])
     q, k, v = (x.astype(np.float64) for x in inputs.arrays)
     factor, n_q, n_k = checked_scale(scale, q.shape[-1], q.dtype), q.shape[2], k.shape[2]
     o, g = (np.asarray(x, np.float64).reshape(*q.shape[:3], v.shape[3]) for x in (out, grad_out))
@@ -137,9 +139,9 @@ def attention_backward(
     rows_at_once = max(1, _CHUNK // max(1, n_k))
     for start in range(0, n_q if n_k else 0, rows_at_once):
         rows = np.arange(start, min(n_q, start + rows_at_once))
-        allowed = pattern.contains(rows[:, None], np.arange(n_k)[None, :], n_q, n_k)
-        for b in range(q.shape[0]):
-            for h in range(q.shape[1]):
+        for one, heads in patterns:
+            allowed = one.contains(rows[:, None], np.arange(n_k)[None, :], n_q, n_k)
+            for b, h in itertools.product(range(q.shape[0]), heads):
                 kept = b, h // inputs.group
                 mine = q[b, h, rows], k[kept], v[kept], g[b, h, rows], sums[b, h, rows], delta[b, h, rows]
                 parts = _row_gradients(*mine, allowed, factor)

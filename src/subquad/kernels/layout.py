@@ -37,20 +37,22 @@ MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
     OUT_ROW,
     OUT_COLUMN,
     LSE_STEP,
-    INDEX_COUNT,  # gathered: length of the index list, the end of what may be prefetched
     N_K,
     PACK,  # tiled, 1: keys and values are copied side by side before use, see PACK_BYTES
     G_ROW,  # backward: the gradient of `out`; the gradients that are written lie side by side
     G_COLUMN,
     BY_KEY,  # gathered backward, 1: lists of the query rows of each key
-) = range(20)
-GEOMETRY_COLUMNS = 20
+) = range(19)
+GEOMETRY_COLUMNS = 19
 
 # Rows far apart fall into the same few sets of a cache and push one another out. From this distance on (and where
 # columns are not neighbours) the keys of a step are copied into a panel, and the last PANELS panels are kept:
 # neighbouring tiles share their keys. Strided(128), n = 16,384: 37 GF/s without, 48 GF/s with panels.
 PACK_BYTES = 2048
 PANELS = 16
+
+# Lists are worked on for a block of rows at a time: so many pairs at most, unless one list is longer
+BLOCK_PAIRS = 1 << 14
 
 NO_LIST = -1
 WHOLE_AXIS = 1 << 62
@@ -71,3 +73,9 @@ def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool, backward: bool = 
         floats = lanes * (3 * padded[0] + 2 * padded[1] + 2 * (STEP + 8) + 4)
     panels = (PANELS + 1) * STEP * (d + d_v) if pack else 0
     return floats + panels, 5 * (STEP + 8) + 4 * lanes + PANELS
+
+
+def list_scratch_sizes(d: int, d_v: int, itemsize: int, longest: int, backward: bool = False) -> tuple[int, int]:
+    """The same of a worker that follows lists, the longest of which has `longest` keys."""
+    pairs = max(BLOCK_PAIRS, longest)
+    return 4 * lanes_of(itemsize) + 5 * max(d, d_v) + (2 if backward else 1) * pairs, 0

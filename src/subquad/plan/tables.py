@@ -42,6 +42,11 @@ class GatheredPhase(NamedTuple):
         """Keys that each row visits."""
         return np.diff(self.indptr)
 
+    @property
+    def longest(self) -> int:
+        """Keys of the longest list."""
+        return int(self.work.max(initial=0))
+
     def transposed(self, n_k: int) -> GatheredPhase:
         """A list of query rows for each key."""
         n_q = len(self.indptr) - 1
