@@ -7,7 +7,7 @@ import math
 import ml_dtypes
 import numpy as np
 import scipy.sparse
-from support import FLOAT32, FLOAT64, inputs, mask_of, oracle_softmax, score_bound, tolerance
+from support import FLOAT32, FLOAT64, assert_same_bits, inputs, mask_of, oracle_softmax, score_bound, tolerance
 
 from subquad import attention, attention_backward
 
@@ -115,3 +115,27 @@ def small_blocks(monkeypatch, flops=20_000):
     monkeypatch.setattr("subquad.plan.schedule._BLOCK_FLOPS", flops)
     monkeypatch.setattr("subquad.plan.tables._TASK_FLOPS", flops)
     monkeypatch.setattr("subquad.plan._kept", {})
+
+
+def assert_all_same_bits(actual, expected):
+    for name, one, other in zip(("query", "key", "value"), actual, expected, strict=True):
+        try:
+            assert_same_bits(one, other)
+        except AssertionError as error:
+            raise AssertionError(f"gradient of {name}: {error}") from None
+
+
+def call_arrays(rng, n_q, n_k, pattern, d, d_v, leading=(), kv_leading=None, dtype=FLOAT32):
+    """All seven arrays of a call, by name."""
+    grad_out, query, key, value = backward_inputs(rng, n_q, n_k, d, d_v, leading, kv_leading, dtype)
+    out, lse = attention(query, key, value, pattern, return_lse=True)
+    of_lse = rng.standard_normal(lse.shape).astype(lse.dtype)
+    return {
+        "grad_out": grad_out,
+        "query": query,
+        "key": key,
+        "value": value,
+        "out": out,
+        "lse": lse,
+        "grad_lse": of_lse,
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,7 @@ from support_gradients import (
 
 from subquad import (
     Banded,
+    BlockSparse,
     Causal,
     Dense,
     Global,
@@ -295,11 +298,11 @@ def test_the_tolerance_notices_one_key_among_many(rng):
     """One key of 401 left out, the smallest mistake, and a gradient that lacks delta: both far past the tolerance."""
     grad_out, *arrays = backward_inputs(rng, 500, 500, 64)
     narrow = gradients(grad_out, *arrays, Banded((200, 199)))
-    with pytest.raises(AssertionError, match="gradient of query: [0-9]{4,}"):
+    with pytest.raises(AssertionError, match=r"gradient of query: [0-9]{4,}"):
         assert_gradients_match_oracle(narrow, grad_out, *arrays, Banded(200))
     out, lse = attention(*arrays, Banded(200), return_lse=True)
     no_delta = attention_backward(grad_out, *arrays, np.zeros_like(out), lse, Banded(200))
-    with pytest.raises(AssertionError, match="gradient of query: [0-9]{4,}"):
+    with pytest.raises(AssertionError, match=r"gradient of query: [0-9]{4,}"):
         assert_gradients_match_oracle(no_delta, grad_out, *arrays, Banded(200))
 
 
@@ -333,33 +336,28 @@ def test_gradients_of_query_and_key_meet_in_the_scores(rng, name):
     np.testing.assert_allclose((value * grad_value).sum(), (grad_out * out).sum(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("symmetric", [Dense(), Banded(9), Strided(5), Banded(3) | Global([0, 7])], ids=repr)
-def test_queries_and_keys_exchange_roles(rng, symmetric):
-    """At scale 0 all weights of a row are equal, and with lse the scores' gradient is theirs: P = P^T for a band of all.
+SYMMETRIC = [Dense(), Banded(9), Strided(5), Banded(3) | Global([0, 7]), BlockSparse(np.eye(6, dtype=bool), 7)]
 
-    So where every row sees as many keys, the gradient that lse gives to keys is the one it would give to queries.
+
+@pytest.mark.parametrize("pattern", SYMMETRIC, ids=repr)
+def test_queries_and_keys_exchange_roles(rng, pattern):
+    """Where `lse` is the same for all rows (here 0) the weights exp(S) of q, k are those of k, q transposed.
+
+    Then with V = 1, dout = a 1^T and delta = 0 the weights' gradient is a_i for all keys; with V = b 1^T and dout = 1
+    it is b_j for all rows: the same once transposed. So the gradients of queries and keys exchange their roles, though
+    one is summed over the keys of a tile and the other over waves of tiles.
     """
-    n = 40
-    query, key = (rng.standard_normal((n, 5)) for _ in range(2))
-    value, grad_lse = np.ones((n, 1)), rng.standard_normal(n)
-    zero = np.zeros((n, 1))
-    mask = mask_of(symmetric, n, n)
+    mask = mask_of(pattern, 40, 40)
     assert (mask == mask.T).all()
-    # scores that are those of the transposed problem, with weights given by lse = 0: P = exp(S)
-    lse = np.zeros(n)
-    there = attention_backward(zero, query, key, value, zero, lse, symmetric, scale=0.1, grad_lse=np.ones(n))
-    back = attention_backward(zero, key, query, value, zero, lse, symmetric, scale=0.1, grad_lse=np.ones(n))
-    np.testing.assert_allclose(there[0], back[1], rtol=1e-12)
-    np.testing.assert_allclose(there[1], back[0], rtol=1e-12)
-    weighted = attention_backward(zero, query, key, value, zero, lse, symmetric, scale=0.1, grad_lse=grad_lse)
-    one_by_one = sum(
-        attention_backward(
-            zero, query, key, value, zero, lse, symmetric, scale=0.1, grad_lse=grad_lse * (rows == part)
-        )[1]
-        for rows in [np.arange(n) % 3]
-        for part in range(3)
-    )
-    np.testing.assert_allclose(weighted[1], one_by_one, rtol=1e-10, atol=1e-12)
+    query, key = rng.standard_normal((2, 40, 5))
+    factor, one, nothing, lse = rng.standard_normal((40, 1)), np.ones((40, 1)), np.zeros((40, 1)), np.zeros(40)
+    there = attention_backward(factor, query, key, one, nothing, lse, pattern, scale=0.1)
+    back = attention_backward(one, key, query, factor, nothing, lse, pattern, scale=0.1)
+    np.testing.assert_allclose(there[0], back[1], rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(there[1], back[0], rtol=1e-11, atol=1e-13)
+    weights = np.where(mask, np.exp(0.1 * query @ key.T), 0)
+    np.testing.assert_allclose(there[2], weights.T @ factor, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(back[2], weights.sum(axis=1, keepdims=True), rtol=1e-11)
 
 
 def test_gradients_are_linear_in_what_comes_from_above(rng):
@@ -380,5 +378,5 @@ def test_a_step_along_the_gradient_lowers_the_loss(rng):
         grads = attention_backward(2 * (out - target), query, key, value, out, lse, Banded(4))
         for array, grad in zip((query, key, value), grads, strict=True):
             array -= np.float32(0.1) * grad
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
     assert losses[-1] < losses[0] / 2

@@ -7,8 +7,13 @@ import mmap
 import numpy as np
 import pytest
 from support import BFLOAT16, CASES, FLOAT32, FLOAT64, assert_same_bits, case, linux_only, result_or_refusal
-from support_gradients import assert_gradients_match_oracle, backward_inputs, oracle_backward, small_blocks
-from test_backward_semantics import assert_all_same_bits, call_arrays
+from support_gradients import (
+    assert_all_same_bits,
+    assert_gradients_match_oracle,
+    call_arrays,
+    oracle_backward,
+    small_blocks,
+)
 from test_layouts import LAYOUTS, ODD, far_apart, memory_mapped
 
 from subquad import Banded, Dense, Random, Strided, attention, attention_backward, dilated, streaming

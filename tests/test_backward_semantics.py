@@ -21,8 +21,10 @@ from support import (
     sized_expressions,
 )
 from support_gradients import (
+    assert_all_same_bits,
     assert_gradients_match_oracle,
     backward_inputs,
+    call_arrays,
     gradients,
     oracle_backward,
     small_blocks,
@@ -33,30 +35,6 @@ from subquad import Banded, Dense, Random, Strided, attention, attention_backwar
 N_Q, N_K = 63, 67
 # columns of queries and of values: parts of a vector of lanes, several, and one of each
 WIDTHS = [(5, 12), (24, 33), (40, 3)]
-
-
-def assert_all_same_bits(actual, expected):
-    for name, one, other in zip(("query", "key", "value"), actual, expected, strict=True):
-        try:
-            assert_same_bits(one, other)
-        except AssertionError as error:
-            raise AssertionError(f"gradient of {name}: {error}") from None
-
-
-def call_arrays(rng, n_q, n_k, pattern, d, d_v, leading=(), kv_leading=None, dtype=FLOAT32):
-    """All seven arrays of a call, by name."""
-    grad_out, query, key, value = backward_inputs(rng, n_q, n_k, d, d_v, leading, kv_leading, dtype)
-    out, lse = attention(query, key, value, pattern, return_lse=True)
-    of_lse = rng.standard_normal(lse.shape).astype(lse.dtype)
-    return {
-        "grad_out": grad_out,
-        "query": query,
-        "key": key,
-        "value": value,
-        "out": out,
-        "lse": lse,
-        "grad_lse": of_lse,
-    }
 
 
 # --- no leak ----------------------------------------------------------------------------------------------------------
