@@ -12,6 +12,7 @@ from support import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
+    POSITIONAL,
     assert_same_bits,
     case,
     framed,
@@ -179,6 +180,17 @@ def test_a_head_alone_gives_the_bits_it_gives_in_a_batch(rng, name, flops, monke
     for at in [(0, 0), (1, 2)]:
         alone = attention_backward(pattern=pattern, **{key: array[at] for key, array in arrays.items()})
         assert_all_same_bits(alone, [grad[at] for grad in grads])
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_the_last_query_alone_gets_the_bits_of_its_row(rng, name):
+    """Where one block holds a whole row: a schedule that cuts the keys of a row as well sums in the order of waves."""
+    for n in (1, 16, 97, 300):
+        pattern = case(name, n, n)
+        arrays = call_arrays(rng, n, n, pattern, 24, 20)
+        grad_query, _, _ = attention_backward(pattern=pattern, **arrays)
+        last = {key: array if key in ("key", "value") else array[-1:] for key, array in arrays.items()}
+        assert_same_bits(attention_backward(pattern=pattern, **last)[0], grad_query[-1:])
 
 
 @pytest.mark.parametrize("name", CASES)
