@@ -136,6 +136,17 @@ def test_global_columns_come_in_waves_of_their_own(pattern, monkeypatch):
     assert_schedule_is_sound(plan)
 
 
+def test_lists_that_share_a_key_never_stand_side_by_side(monkeypatch):
+    """Key 5 lies in two lists, at places of the axis far from one another."""
+    small_blocks(monkeypatch, 2_000)
+    near, far = Global([0, 5], rows=False) & Banded((300, 0)), Global([5, 9], rows=False) - Banded((350, 0))
+    plan = (near | far | Banded(3)).plan(1000, 1000)
+    phase = plan.phases[0]
+    assert {1, 2} <= set(phase.runs[:, layout.KEY_LIST].tolist())  # runs that begin at key 5 of either list
+    assert (phase.keys == 5).sum() == 2
+    assert_schedule_is_sound(plan)
+
+
 def test_waves_are_kept_with_their_plan():
     plan = Banded(5).plan(100, 100)
     assert waves(plan, 0, 10.0) is waves(plan, 0, 10.0)
