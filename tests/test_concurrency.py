@@ -14,8 +14,9 @@ import warnings
 import numpy as np
 import pytest
 from support import assert_matches_oracle, assert_same_bits, case, inputs, run_in_child
+from support_gradients import assert_all_same_bits, assert_gradients_match_oracle, call_arrays, gradients, small_blocks
 
-from subquad import Banded, Causal, Global, attention, bigbird
+from subquad import Banded, Causal, Global, attention, attention_backward, bigbird
 
 PROCESS_CASES = ["banded-3", "random-5", "strided-7", "longformer", "nested"]
 
@@ -138,3 +139,55 @@ except ImportError as error:
 """
     printed = subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True)
     assert "subquad[scipy]" in printed
+
+
+def test_eight_backwards_at_once(rng, monkeypatch):
+    """Of one set of arrays, by patterns whose plans and waves are made at that moment, by all of them at once."""
+    small_blocks(monkeypatch, 1_000_000)
+    patterns = [case(name, 301, 301) for name in PROCESS_CASES] + [Global([1, 5]), Causal(), bigbird(16)]
+    calls = [{**call_arrays(rng, 301, 301, pattern, 32, 32, (4,), (2,)), "pattern": pattern} for pattern in patterns]
+    expected = [attention_backward(**call, num_threads=1) for call in calls]
+    results = [[] for _ in calls]
+    monkeypatch.setattr("subquad.plan._kept", {})
+
+    def work(index):
+        for turn in range(8):
+            which = (index + turn) % 8
+            results[which].append(attention_backward(**calls[which], num_threads=2))
+
+    together(8, work)
+    for grads, wanted in zip(results, expected, strict=True):
+        assert len(grads) == 8
+        for found in grads:
+            assert_all_same_bits(found, wanted)
+
+
+def backward_twice(calls, expected):
+    for call, wanted in zip(calls, expected, strict=True):
+        for num_threads in (1, 2):
+            assert_all_same_bits(attention_backward(**call, num_threads=num_threads), wanted)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_backward_in_child_processes_after_use(rng, method):
+    calls = []
+    for name in PROCESS_CASES:
+        pattern = case(name, 97, 97)
+        calls.append({**call_arrays(rng, 97, 97, pattern, 16, 9, (4,)), "pattern": pattern})
+    expected = [attention_backward(**call, num_threads=2) for call in calls]
+    run_in_child(method, backward_twice, calls, expected)
+    backward_twice(calls, expected)
+
+
+def first_backwards_at_once():
+    """Eight threads of a new process meet in the first backward, while its kernels are still to be loaded."""
+    rng, found = np.random.default_rng(0), []
+    grad_out, *arrays = (rng.standard_normal((97, 16)).astype(np.float32) for _ in range(4))
+    together(8, lambda index: found.append(gradients(grad_out, *arrays, Banded(5) | Global([3]))))
+    assert len(found) == 8
+    for grads in found:
+        assert_gradients_match_oracle(grads, grad_out, *arrays, Banded(5) | Global([3]))
+
+
+def test_first_backwards_at_once_in_a_new_process():
+    run_in_child("spawn", first_backwards_at_once)

@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from subquad import Banded, BlockSparse, Causal, Dense
+from subquad import Banded, BlockSparse, Causal, Dense, Random, Strided, attention, attention_backward, longformer
 from subquad.child import call_in_child
 from subquad.complexity import memory
 from subquad.complexity.memory import MemoryUse, dense_memory, extra_memory
+from subquad.plan import cache_clear
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak of a process")
 MB = 10**6
@@ -94,3 +95,42 @@ def test_a_pattern_that_does_not_fit_is_told_by_the_child():
 
 def test_dtypes():
     assert extra_memory(Dense(), 300, 16, dtype="float64") < 64 * MB
+
+
+# --- a backward -------------------------------------------------------------------------------------------------------
+
+N, D = 100_000, 64
+CHILD = memory._MALLOC | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
+
+
+def rise_of_backward_of(pattern, num_threads):
+    """Bytes by which the peak rises in one backward over N rows, and those of its three gradients and of its plan."""
+
+    def arrays(n):
+        query, key, value, grad_out = (np.random.default_rng(k).standard_normal((n, D), np.float32) for k in range(4))
+        out, lse = attention(query, key, value, pattern, return_lse=True)
+        return grad_out, query, key, value, out, lse
+
+    attention_backward(*arrays(memory.WARM_UP_ROWS), pattern, num_threads=num_threads)
+    large, grads = arrays(N), []
+    cache_clear()  # the plan counts as well
+    use = memory._rise(lambda: grads.extend(attention_backward(*large, pattern, num_threads=num_threads)))
+    assert use.exact
+    return use.bytes, sum(grad.nbytes for grad in grads), pattern.plan(N, N).nbytes
+
+
+@linux
+@pytest.mark.parametrize("pattern", [Banded(128), Strided(500) & Banded(5000), longformer(64, 4)], ids=repr)
+def test_a_backward_over_tiles_takes_its_results_and_little_else(pattern):
+    taken, results, plan = call_in_child(rise_of_backward_of, pattern, 2, env=CHILD)
+    row = 4 * N  # one float for each row: delta
+    # results may take 2 MB more each; half a float for each pair would be more than 40 MB
+    assert results <= taken + MB
+    assert taken < results + 2 * row + plan + 6 * MB, f"{(taken - results) / MB:.1f} MB beyond the gradients"
+
+
+@linux
+def test_a_backward_over_lists_takes_no_float_for_each_pair_and_column():
+    """The lists once more, by key, sorted in place; not the rows that they name, 64 times that."""
+    taken, results, plan = call_in_child(rise_of_backward_of, Random(16, 0), 1, env=CHILD)
+    assert taken < results + 2 * plan + 6 * MB
