@@ -29,8 +29,10 @@ class Heads(NamedTuple):
         """Arrays with `n_heads` heads or with fewer, that several share; None is nowhere."""
         found = []
         for x in arrays:
-            batch, stride = (0, 0) if x is None else x.strides[:2]
-            found.append((0 if x is None else address(x), batch, stride, 1 if x is None else n_heads // x.shape[1]))
+            if x is None:
+                found.append((0, 0, 0, 1))
+            else:
+                found.append((address(x), *x.strides[:2], n_heads // max(1, x.shape[1])))
         return cls(found)
 
     def begin(self, batch: int, head: int) -> list[int]:
