@@ -122,6 +122,12 @@ class Random(BlockLists):
         chosen = random_rows(self.seed, rows, per_row, n_blocks) if n_blocks else np.empty((len(rows), 0), np.int64)
         return np.arange(len(rows) + 1) * per_row, chosen.ravel()
 
+    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+        n_blocks = max(1, -(-shape.n_k // self.block))
+        share = min(self.keys, n_blocks) / n_blocks
+        met = 1 + (lanes - 1) / self.block  # block rows in a tile; their lists overlap by chance
+        return share * shape.n_k, (1 - (1 - share) ** met) * shape.n_k
+
     def _check_lists(self, n_rows: int, per_row: int) -> None:
         what = f"{per_row:,} random keys for each of {n_rows:,} query blocks"
         checks.allocatable(32 * n_rows * per_row, what, f"Lower keys in {self!r}.")
