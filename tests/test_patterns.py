@@ -208,7 +208,7 @@ def test_a_pattern_is_a_value(name):
         pattern.window = 3
     with pytest.raises(TypeError):
         bool(pattern)
-    if "blocks" not in name or "random" in name:
+    if "<" not in repr(pattern):  # a layout is too large to write
         assert eval(repr(pattern), vars(subquad)) == pattern
 
 

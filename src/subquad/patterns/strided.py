@@ -9,6 +9,7 @@ import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import QUADRATIC, Order
+from subquad.patterns.bands import Dense
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Bools, Ints
@@ -48,6 +49,9 @@ class Strided(Pattern):
     @property
     def order(self) -> Order:
         return QUADRATIC
+
+    def _resolved(self, shape: Shape) -> Pattern:
+        return Dense() if self.stride == 1 else self
 
     def transpose(self) -> Pattern:
         return self

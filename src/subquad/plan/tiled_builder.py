@@ -15,7 +15,7 @@ from subquad.kernels.layout import MASK_BAND, MASK_BITS, MASK_FULL, NO_LIST, STE
 from subquad.patterns.bands import Band
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.spans import Ints, Tiles
-from subquad.plan.cost import NATURAL, SHARED
+from subquad.plan.cost import NATURAL, RESIDUES, SHARED
 from subquad.plan.masks import bits_set, words
 from subquad.plan.segments import Axis, Segments, segment
 from subquad.plan.tables import TiledPhase
@@ -54,7 +54,7 @@ class TiledBuilder:
     def residues(self, stride: int, groups: list[Group], terms: list[list[Term]]) -> TiledPhase:
         """The rows of one residue class after those of another, against the keys of their class."""
         for group, of_group in zip(groups, terms, strict=True):
-            mine = [term for term in of_group if term.stride == stride]
+            mine = [term for term in of_group if term.way == RESIDUES and term.stride == stride]
             if mine:
                 self.tiles.append(self.class_tiles(stride, group))
                 for tiles in _in_chunks(self.tiles[-1]):
