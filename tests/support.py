@@ -373,7 +373,8 @@ _CASES = {
     "transposed-causal": Causal().transpose(),
     "transposed-columns": Columns(7, 2).transpose() & Causal(),
     "transposed-random": Random(3, 1, block=2).transpose(),
-    "transposed-log": LogSparse().transpose() | Banded(1, block=5).transpose(),
+    "transposed-log": LogSparse().transpose() | Banded((3, 1)).transpose(),
+    "transposed-blocks": Banded(1, block=5).transpose() | Banded((6, 0)),
     "transposed-global": lambda n_q, n_k: Global(_tokens(n_q, 1, 3), columns=False).transpose(),
     "transposed-neighborhood": _square(lambda n: _fitting(n, 4, 2).transpose()),
 }
