@@ -283,9 +283,9 @@ def grid(n):
     return _GRIDS.get(n, (n,))
 
 
-def _square(make, empty=Global([])):
-    """A case of a pattern whose n_q must be n_k; elsewhere the pattern that allows nothing."""
-    return lambda n_q, n_k: make(n_q) if n_q == n_k > 0 else empty
+def _square(make):
+    """A case of a pattern whose n_q must be n_k; elsewhere one that allows nothing."""
+    return lambda n_q, n_k: make(n_q) if n_q == n_k > 0 else Global([])
 
 
 def _fitting(n, window, dilation=1, causal=False):

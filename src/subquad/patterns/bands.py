@@ -10,7 +10,7 @@ import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, QUADRATIC, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.row_lists import RowLists, Stretches
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
@@ -34,6 +34,8 @@ class Band(RowLists):
     def _bounds(self, p: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """First key and one past the last, within [0, n_k], for positions p."""
         left, right, block = self.finite_reach(shape)
+        if block == 1:  # a division takes longer than all the rest
+            return np.clip(p - left, 0, shape.n_k), np.clip(p + right + 1, 0, shape.n_k)
         center = p // block
         return np.clip((center - left) * block, 0, shape.n_k), np.clip((center + right + 1) * block, 0, shape.n_k)
 
@@ -56,11 +58,11 @@ class Band(RowLists):
     def _stretches(self, rows: Ints, shape: Shape) -> Stretches:
         return Stretches(np.arange(len(rows)), *self._bounds(rows + shape.shift, shape))
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         left, right, block = self.reach()
         sides = [shape.n_k / 2 if side is None else side * block for side in (left, right)]
         row, more = sum(sides) + block, max(0, lanes - block)
-        return min(row, shape.n_k), min(row + more, shape.n_k)
+        return Visits(min(row, shape.n_k), min(row + more, shape.n_k), 1)
 
     def _transposed(self, shape: Shape) -> Pattern:
         left, right, block = self.reach()
@@ -70,8 +72,8 @@ class Band(RowLists):
 
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         # bounds ascend with the row: every row sees from the last start to the first stop, some row from first to last
-        start, last_start = (self._bounds(rows + shape.shift, shape)[0] for rows in (tiles.first, tiles.last))
-        first_stop, stop = (self._bounds(rows + shape.shift, shape)[1] for rows in (tiles.first, tiles.last))
+        start, first_stop = self._bounds(tiles.first + shape.shift, shape)
+        last_start, stop = self._bounds(tiles.last + shape.shift, shape)
         inner = np.minimum(np.maximum(last_start, start), stop)
         outer = np.minimum(np.maximum(first_stop, inner), stop)
         full = np.zeros((len(tiles), 3), bool)

@@ -41,6 +41,14 @@ class Shape(NamedTuple):
         return Shape(self.n_k, self.n_q)
 
 
+class Visits(NamedTuple):
+    """About how many keys a row has; how many a tile of neighbouring rows has together, and in how many runs."""
+
+    row: float
+    tile: float
+    runs: float
+
+
 def checked_shape(n_q: Any, n_k: Any) -> Shape:
     return Shape(checks.integer(n_q, "n_q", 0), checks.integer(n_k, "n_k", 0))
 
@@ -103,12 +111,9 @@ class Pattern(ABC):
         lists = transposed_lists(*csr_arrays(self, shape.swapped), shape.n_q)
         return StoredLists._of(*lists, (shape.n_q, shape.n_k), 1)
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
-        """About how many keys a row has, and a tile of `lanes` neighbouring rows together.
-
-        What a plan decides by. It must not follow n_q where n_q may be anything: a row has one result.
-        """
-        return shape.n_k, shape.n_k
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
+        """What a plan decides by. It must not follow n_q where n_q may be anything: a row has one result."""
+        return Visits(shape.n_k, shape.n_k, 1)
 
     def _cuts(self, shape: Shape, lanes: int) -> Ints:
         """Query rows at which a tile had better begin: what lies before and after shares no keys."""

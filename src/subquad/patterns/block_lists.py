@@ -91,8 +91,8 @@ class BlockLists(RowLists):
         keys = np.diff(indptr) * self.block - np.diff(in_last[indptr]) * missing
         return int((heights * keys).sum())
 
-    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
-        return self._all_blocks(shape) if self.block == 1 else super()._pairs(shape)
+    def _as_lists(self, shape: Shape) -> tuple[Ints, Ints] | None:
+        return self._all_blocks(shape) if self.block == 1 else None
 
     def _transposed(self, shape: Shape) -> Pattern:
         from subquad.patterns.stored import StoredLists, transposed_lists

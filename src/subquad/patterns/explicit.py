@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from subquad.patterns.base import Shape
-from subquad.patterns.spans import Ints
 from subquad.patterns.stored import StoredLists, checked_indptr, integers
 
 
@@ -71,6 +70,3 @@ class Explicit(StoredLists):
             raise ValueError(
                 f"csr has shape {self.layout_shape}; it cannot be used with n_q = {shape.n_q} and n_k = {shape.n_k}"
             )
-
-    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
-        return self.indptr, self.indices

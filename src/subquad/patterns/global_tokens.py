@@ -68,7 +68,7 @@ class Global(Pattern):
         if isinstance(self.tokens, tuple) and self.tokens[-1] >= shape.n_k:
             raise ValueError(f"tokens must be below n_k = {shape.n_k}; got {self.tokens[-1]} in {self!r}")
 
-    def _halves(self) -> list[RowSet | KeySet]:
+    def _halves(self) -> list[Pattern]:
         """The whole rows and the whole columns this pattern is made of."""
         return [half(self.tokens) for half, on in ((RowSet, self.rows), (KeySet, self.columns)) if on]
 

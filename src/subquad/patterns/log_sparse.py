@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from subquad.complexity.orders import LINEARITHMIC, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.row_lists import RowLists, Stretches
 from subquad.patterns.spans import Bools, Ints
 
@@ -35,9 +35,10 @@ class _Doubling(RowLists):
         start = keys[owner, place]
         return Stretches(owner, start, start + 1)
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         distances = shape.n_k.bit_length() + 1
-        return distances, lanes * max(1, distances - lanes.bit_length() + 2)  # the nearest overlap
+        far = max(1, distances - lanes.bit_length() + 2)  # the nearest overlap
+        return Visits(distances, lanes * far, far)
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         distance = self._side * (j - i - shape.shift)

@@ -12,7 +12,7 @@ from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.row_lists import RowLists, Stretches, expand
-from subquad.patterns.spans import Bools, Ints
+from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -120,6 +120,33 @@ class Neighborhood(RowLists):
             chosen = np.repeat(group, count) + expand(start, count) * self.dilation[axis]
             owner, base = np.repeat(owner, count), np.repeat(base, count) + chosen * stride
         return Stretches(owner, base, base + 1)
+
+    def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
+        # rows of one line of the grid share their windows but along it, where those move with the row: all of them
+        # see what the first window and the last one share
+        line = self.shape[-1]
+        easy = (tiles.step == 1) & (tiles.first // line == tiles.last // line)
+        if self.dilation[-1] > 1 or not easy.any():
+            return super(Neighborhood, self)._spans(tiles, shape)
+        which = np.nonzero(easy)[0]
+        owner, start, first_stop = self._stretches(tiles.first[which], shape)
+        _, last_start, stop = self._stretches(tiles.last[which], shape)
+        begin, end = np.minimum(last_start, first_stop), np.maximum(last_start, first_stop)
+        shared = last_start < first_stop
+        parts = Spans(
+            np.repeat(which[owner], 3),
+            np.stack([start, begin, end], axis=1).ravel(),
+            np.stack([begin, end, stop], axis=1).ravel(),
+            np.stack([shared & False, shared, shared & False], axis=1).ravel(),
+        ).clean()
+        if easy.all():
+            return parts
+        rest = np.nonzero(~easy)[0]
+        others = super(Neighborhood, self)._spans(tiles.take(rest), shape)
+        tile = np.concatenate((parts.tile, rest[others.tile]))
+        order = np.argsort(tile, kind="stable")
+        start, stop, full = (np.concatenate(pair)[order] for pair in zip(parts[1:], others[1:], strict=True))
+        return Spans(tile[order], start, stop, full)
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         inside = np.ones(i.shape, bool)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Shape
+from subquad.patterns.base import Shape, Visits
 from subquad.patterns.row_lists import RowLists, Stretches, expand
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 from subquad.patterns.stored import Frozen, integers
@@ -100,10 +100,10 @@ class Packed(Frozen, RowLists):
     def _count(self, shape: Shape) -> int:
         return sum(int(length) ** 2 for length in self.lengths)
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         lengths, n = self.lengths.astype(float), max(1, self.n)
         shared = np.where(lengths < lanes, lanes, 0)
-        return float(lengths @ lengths) / n, float(lengths @ (lengths + shared)) / n
+        return Visits(float(lengths @ lengths) / n, float(lengths @ (lengths + shared)) / n, 1)
 
     def _cuts(self, shape: Shape, lanes: int) -> Ints:
         # a tile that ends with its segment visits no other's keys; short segments share tiles, to fill the lanes

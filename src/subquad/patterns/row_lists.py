@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subquad import checks
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
 _SAMPLED_TILES = 256
@@ -64,22 +64,22 @@ class RowLists(Pattern):
             total += int((stop - start).sum())
         return total
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         # of a pattern made for one size: counted on some tiles
         tiles = Tiles.affine(0, 1, shape.n_q, lanes)
         if not len(tiles):
-            return 0, 0
+            return Visits(0, 0, 0)
         tiles = tiles.take(np.unique(np.linspace(0, len(tiles) - 1, _SAMPLED_TILES).astype(np.int64)))
         spans = self._spans(tiles, shape)
         rows = tiles.rows(np.arange(len(tiles)))[np.arange(lanes) < tiles.count[:, None]]
         _, start, stop = self._stretches(rows, shape)
-        return int((stop - start).sum()) / len(rows), int((spans.stop - spans.start).sum()) / len(tiles)
+        runs = np.count_nonzero(spans.start[1:] != spans.stop[:-1]) + 1
+        row, tile = (int((ends - begins).sum()) for begins, ends in ((start, stop), (spans.start, spans.stop)))
+        return Visits(row / len(rows), tile / len(tiles), runs / len(tiles))
 
-    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
-        """Row pointers and keys of every row."""
-        owner, start, stop = self._stretches(np.arange(shape.n_q), shape)
-        of_row = np.bincount(owner, stop - start, shape.n_q).astype(np.int64)
-        return np.concatenate(([0], np.cumsum(of_row))), expand(start, stop - start)
+    def _as_lists(self, shape: Shape) -> tuple[Ints, Ints] | None:
+        """Row pointers and keys of every row, where the pattern has them at hand."""
+        return None
 
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         # the rows of a tile at each key are a sum over the stretches that begin and end there; all of them: full

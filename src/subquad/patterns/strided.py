@@ -10,7 +10,7 @@ import numpy as np
 from subquad import checks
 from subquad.complexity.orders import QUADRATIC, Order
 from subquad.patterns.bands import Dense
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Bools, Ints
 
@@ -72,9 +72,9 @@ class Strided(Pattern):
         )
         return s * rows * keys + rows * more_keys + keys * more_rows + both
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         row = max(1, shape.n_k / self.stride)
-        return row, min(shape.n_k, lanes * row)
+        return Visits(row, min(shape.n_k, lanes * row), 1)
 
     def between(self, rows: Ints, low: Ints, high: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """Of each row the keys low <= j < high: the row's place among `rows`, and the key."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
 Tokens = range | tuple[int, ...]
@@ -66,9 +66,9 @@ class WholeColumns(Pattern):
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         return every_tile(*self.stretches(shape), len(tiles))
 
-    def _visits(self, shape: Shape, lanes: int) -> tuple[float, float]:
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
         n_keys = len(self.members(shape))
-        return n_keys, n_keys
+        return Visits(n_keys, n_keys, 1)
 
     def _transposed(self, shape: Shape) -> Pattern:
         return TurnedColumns(self)

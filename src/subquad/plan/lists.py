@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from subquad.patterns.bands import Band
@@ -19,30 +21,38 @@ _CHUNK_ROWS = 1 << 14  # whose keys are listed at a time: bounds the memory beyo
 def listed_phase(shape: Shape, groups: list[Group], terms: list[list[Term]]) -> GatheredPhase:
     """The lists of all rows: each driver's own keys, less those that the rest of its expression forbids."""
     lists = [[term for term in of_group if term.way == LISTS] for of_group in terms]
-    if len(groups) == 1 and len(lists[0]) == 1 and lists[0][0].driver == lists[0][0].expression:
-        driver = lists[0][0].driver
-        if isinstance(driver, RowLists):
-            return GatheredPhase(*driver._pairs(shape))
-    counts, found = np.zeros(shape.n_q, np.int64), []
-    order = []
+    alone = lists[0][0] if len(groups) == 1 and len(lists[0]) == 1 else None
+    if alone is not None and alone.driver == alone.expression and isinstance(alone.driver, RowLists):
+        known = alone.driver._as_lists(shape)
+        if known is not None:
+            return GatheredPhase(*known)
+        return _table(_chunks(groups, lists, shape), shape, alone.driver._count(shape))
+    chunks = list(_chunks(groups, lists, shape))
+    return _table(iter(chunks), shape, sum(len(keys) for _, _, keys in chunks))
+
+
+def _chunks(groups: list[Group], lists: list[list[Term]], shape: Shape) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Some rows at a time, with how many keys each has, and the keys."""
     for group, of_group in zip(groups, lists, strict=True):
-        if not of_group:
-            continue
-        members = np.arange(shape.n_q) if group.members is None else group.members
-        order.append(members)
-        for at in range(0, len(members), _CHUNK_ROWS):
-            rows = members[at : at + _CHUNK_ROWS]
-            owner, keys = _keys_of(of_group, rows, shape)
-            counts[rows] = np.bincount(owner, minlength=len(rows))
-            found.append(keys)
-    keys = np.concatenate(found) if found else np.arange(0)
-    indptr = np.concatenate(([0], np.cumsum(counts)))
-    if len(order) > 1:  # groups one after another; the table has rows one after another
-        rows = np.concatenate(order)
-        begin = np.empty(shape.n_q, np.int64)
-        begin[rows] = np.cumsum(counts[rows]) - counts[rows]
+        rows = group.rows(shape.n_q) if of_group else np.arange(0)
+        for at in range(0, len(rows), _CHUNK_ROWS):
+            some = rows[at : at + _CHUNK_ROWS]
+            owner, keys = _keys_of(of_group, some, shape)
+            yield some, np.bincount(owner, minlength=len(some)), keys
+
+
+def _table(chunks: Iterator[tuple[Ints, Ints, Ints]], shape: Shape, n_pairs: int) -> GatheredPhase:
+    counts, keys = np.zeros(shape.n_q, np.int64), np.empty(n_pairs, np.int64)
+    begin = np.zeros(shape.n_q, np.int64)
+    at, ascending, last = 0, True, -1
+    for rows, its_counts, its_keys in chunks:
+        counts[rows] = its_counts
+        begin[rows] = at + np.cumsum(its_counts) - its_counts
+        keys[at : at + len(its_keys)] = its_keys
+        at, ascending, last = at + len(its_keys), ascending and rows[0] > last, rows[-1]
+    if not ascending:  # groups came one after another; the table has rows one after another
         keys = keys[expand(begin, counts)]
-    return GatheredPhase(indptr, keys)
+    return GatheredPhase(np.concatenate(([0], np.cumsum(counts))), keys)
 
 
 def _keys_of(terms: list[Term], rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
@@ -67,7 +77,8 @@ def _keys_of(terms: list[Term], rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
 def _own_keys(term: Term, rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
     if isinstance(term.driver, Strided):
         return term.driver.between(rows, *_hull(term.expression, rows, shape), shape)
-    assert isinstance(term.driver, RowLists)
+    if not isinstance(term.driver, RowLists):
+        raise TypeError(f"{term.driver!r} has no lists")  # a plan never chooses lists for such a pattern
     owner, start, stop = term.driver._stretches(rows, shape)
     return np.repeat(owner, stop - start), expand(start, stop - start)
 

@@ -64,8 +64,15 @@ class Group(NamedTuple):
     """Query rows and what they are allowed (None: nothing)."""
 
     tiles: Tiles
-    members: Ints | None  # the rows; None where they are all
     expression: Pattern | None
+    members: Ints | None = None  # the rows; None where they are all but `excluded`
+    excluded: Ints | None = None
+
+    def rows(self, n_q: int) -> Ints:
+        """The query rows, ascending."""
+        if self.members is not None:
+            return self.members
+        return np.arange(n_q) if self.excluded is None else np.delete(np.arange(n_q), self.excluded)
 
 
 def row_groups(pattern: Pattern, shape: Shape, lanes: int) -> list[Group]:
@@ -77,17 +84,17 @@ def row_groups(pattern: Pattern, shape: Shape, lanes: int) -> list[Group]:
     members = [leaf.members(shape) for leaf in sets]
     special = np.unique(np.concatenate(members)) if members else np.arange(0)
     if not len(special):
-        return [Group(_tiles_between(special, cuts, shape, lanes), None, rest)]
+        return [Group(_tiles_between(special, cuts, shape, lanes), rest)]
     inside = np.stack([np.isin(special, rows) for rows in members], axis=1)
     groups = []
     for code in np.unique(inside, axis=0):
         rows = special[(inside == code).all(axis=1)]
         kept = _with_row_sets(pattern, dict(zip(sets, map(bool, code), strict=True)))
-        groups.append(Group(Tiles.of(rows, lanes), rows, kept))
-    others = np.delete(np.arange(shape.n_q), special)
+        groups.append(Group(Tiles.of(rows, lanes), kept, rows))
     if np.count_nonzero(np.diff(special) > 1) * 8 * lanes > shape.n_q + 16 * lanes:
-        return [*groups, Group(Tiles.of(others, lanes), others, rest)]  # stretches between them would be short
-    return [*groups, Group(_tiles_between(special, cuts, shape, lanes), others, rest)]
+        others = np.delete(np.arange(shape.n_q), special)
+        return [*groups, Group(Tiles.of(others, lanes), rest, others)]  # stretches between them would be short
+    return [*groups, Group(_tiles_between(special, cuts, shape, lanes), rest, None, special)]
 
 
 def _tiles_between(special: Ints, cuts: Ints, shape: Shape, lanes: int) -> Tiles:
@@ -169,6 +176,7 @@ def _parts(expression: Pattern, shape: Shape, lanes: int) -> list[Part]:
         return [Part(leaves, expression, estimate(expression, shape, lanes))]
     if isinstance(expression, Union):
         return _parts(expression.left, shape, lanes) + _parts(expression.right, shape, lanes)
+    split: list[tuple[tuple[Pattern, ...], Pattern]]
     if isinstance(expression, Difference):
         found = [(part.leaves, part.expression) for part in _parts(expression.left, shape, lanes)]
         split = [(of, Difference(own, expression.right)) for of, own in found]

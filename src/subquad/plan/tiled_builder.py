@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from subquad import checks
 from subquad.kernels import layout
-from subquad.kernels.layout import MASK_BAND, MASK_BITS, MASK_FULL, NO_LIST, STEP
+from subquad.kernels.layout import MASK_BITS, MASK_FULL, NO_LIST, STEP
 from subquad.patterns.bands import Band
 from subquad.patterns.base import Pattern, Shape
 from subquad.patterns.spans import Ints, Tiles
 from subquad.plan.cost import NATURAL, RESIDUES, SHARED
+from subquad.plan.counting import count_pairs
 from subquad.plan.masks import bits_set, words
 from subquad.plan.segments import Axis, Segments, segment
 from subquad.plan.tables import TiledPhase
@@ -23,7 +24,7 @@ from subquad.plan.terms import Group, Term
 
 _Item = TypeVar("_Item", bound=np.generic)
 
-_CHUNK_TILES = 1 << 13  # tiles planned at a time: bounds the memory beyond the plan
+_CHUNK_TILES = 1 << 12  # tiles planned at a time: bounds the memory beyond the plan
 _CHUNK = 1 << 18  # places whose mask is worked out at a time
 
 
@@ -62,10 +63,10 @@ class TiledBuilder:
         return self.finish()
 
     def class_tiles(self, stride: int, group: Group) -> Tiles:
-        rows = group.members
-        if rows is None:
+        if group.members is None and group.excluded is None:
             first = np.arange(min(stride, self.shape.n_q))
             return Tiles.stretches(first, -((first - self.shape.n_q) // stride), self.lanes, stride)
+        rows = group.rows(self.shape.n_q)
         order = np.argsort(rows % stride, kind="stable")
         rows, residue = rows[order], (rows % stride)[order]
         cuts = np.nonzero(np.diff(residue))[0] + 1
@@ -92,7 +93,7 @@ class TiledBuilder:
         segments, leaves = segment(term.expression, axis)
         segments, bits_at = self.add_bits(segments, axis, term.expression)
         if self.counting:
-            self.count(segments, axis, leaves)
+            self.nnz += count_pairs(segments, axis, leaves)
         runs, band, tile = _runs(segments, bits_at)
         start = runs[:, layout.AXIS].copy()
         for index in np.unique(band[band >= 0]):
@@ -154,25 +155,6 @@ class TiledBuilder:
             self.bits.append(found)
             self.n_bits += len(found)
         return segments._replace(mask=mask).take(kept), bits_at[kept]
-
-    def count(self, segments: Segments, axis: Axis, leaves: list[Pattern]) -> None:
-        """Add up the pairs of full and of band segments; those of bits have been counted."""
-        height, size = axis.tiles.count[segments.tile], segments.stop - segments.start
-        self.nnz += int((height * size)[segments.mask == MASK_FULL].sum())
-        for index, leaf in enumerate(leaves):
-            if not isinstance(leaf, Band):
-                continue
-            edges = np.nonzero((segments.band == index) & (segments.mask != MASK_FULL))[0]
-            for at in _chunks(np.full(len(edges), 4 * self.lanes)):
-                tile, start, stop, mask, _ = segments.take(edges[at])
-                rows = axis.tiles.rows(tile)
-                low, high = leaf._bounds(rows + self.shape.shift, self.shape)
-                tiles = np.broadcast_to(tile[:, None], rows.shape)
-                low, high = (np.clip(axis.place(tiles, j), start[:, None], stop[:, None]) for j in (low, high))
-                inside = np.maximum(high - low, 0)
-                outside = (stop - start)[:, None] - inside
-                present = np.arange(self.lanes) < axis.tiles.count[tile, None]
-                self.nnz += int((np.where(mask[:, None] == MASK_BAND, inside, outside) * present).sum())
 
     def finish(self) -> TiledPhase:
         joined = Tiles.join(self.tiles or [Tiles.affine(0, 1, 0, self.lanes)])
