@@ -52,7 +52,6 @@ class Packed(Frozen, RowLists):
     ends: Ints  # one past the last token of each segment
 
     def __init__(self, lengths: Any) -> None:
-        lengths = lengths if isinstance(lengths, np.ndarray) else list(lengths) if _is_iterable(lengths) else lengths
         lengths = integers(lengths, "lengths", 0)
         if sum(map(int, lengths[lengths > 1 << 40])) > 1 << 62:
             raise ValueError("lengths must sum to at most 2**62, for index arithmetic in 64 bits")
@@ -117,7 +116,3 @@ class Packed(Frozen, RowLists):
         met = last - first + 1
         start, stop = self._bounds(expand(first, met))
         return Spans(np.repeat(np.arange(len(tiles)), met), start, stop, np.repeat(met == 1, met)).clean()
-
-
-def _is_iterable(value: Any) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)

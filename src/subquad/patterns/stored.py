@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -48,14 +50,21 @@ class Frozen:
 
 def integers(values: Any, name: str, minimum: int, maximum: int = checks.LARGEST) -> Ints:
     """A copy of `values`, one axis of integers from `minimum` to `maximum`; what is wrong is named by its position."""
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be a sequence of integers; got an array of shape {array.shape}")
-    if array.size and array.dtype.kind not in "iu":
-        wrong = next((k for k, x in enumerate(array.tolist()) if isinstance(x, bool) or not isinstance(x, int)), None)
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise ValueError(f"{name} must be a sequence of integers; got an array of shape {values.shape}")
+        array = values
+    else:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} must be a sequence of integers; got {values!r} of type {type(values).__name__}")
+        array = np.array(list(values), object)
+    if array.dtype.kind not in "iu":
+        found = array.tolist()
+        wrong = next((k for k, x in enumerate(found) if isinstance(x, bool) or not hasattr(x, "__index__")), None)
         if wrong is not None:
-            got = array.tolist()[wrong]
+            got = found[wrong]
             raise TypeError(f"{name} must hold integers; got {got!r} of type {type(got).__name__} at position {wrong}")
+        array = np.array([*map(operator.index, found)], object)
     outside = np.nonzero((array < minimum) | (array > maximum))[0]
     if len(outside):
         at = int(outside[0])

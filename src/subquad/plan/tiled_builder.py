@@ -157,8 +157,9 @@ class TiledBuilder:
         return segments._replace(mask=mask).take(kept), bits_at[kept]
 
     def finish(self) -> TiledPhase:
-        joined = Tiles.join(self.tiles or [Tiles.affine(0, 1, 0, self.lanes)])
         runs = np.concatenate(self.runs) if self.runs else np.empty((0, layout.RUN_COLUMNS), np.int64)
+        self.runs.clear()  # before the table of tiles is made: the chunks are as large as the whole
+        joined = Tiles.join(self.tiles or [Tiles.affine(0, 1, 0, self.lanes)])
         table = np.empty((len(joined), layout.TILE_COLUMNS), np.int64)
         table[:, layout.FIRST_ROW], table[:, layout.ROW_STEP] = joined.first, joined.step
         table[:, layout.ROW_LIST], table[:, layout.ROW_COUNT] = joined.at, joined.count
