@@ -14,19 +14,27 @@ import warnings
 
 import ml_dtypes
 import numpy as np
+import scipy.sparse
 from hypothesis import strategies as st
 
 from subquad import (
     Banded,
     BlockSparse,
     Causal,
+    Columns,
     Dense,
+    Explicit,
     Global,
+    LogSparse,
+    Neighborhood,
+    Packed,
     Random,
     Strided,
     bigbird,
     dilated,
     longformer,
+    sparse_transformer_fixed,
+    sparse_transformer_strided,
     streaming,
 )
 
@@ -247,6 +255,47 @@ def random_layout(n_q, n_k, block, share=0.4, seed=0):
     return np.random.default_rng(seed).random(shape) < share
 
 
+def random_csr(n_q, n_k, share=0.2, seed=0):
+    """A random CSR array; some rows are empty where there are many."""
+    return scipy.sparse.csr_array(np.random.default_rng(seed).random((n_q, n_k)) < share)
+
+
+def random_lengths(n, mean=12, seed=0):
+    """Lengths of segments, some of them empty, that sum to n."""
+    rng = np.random.default_rng(seed)
+    return np.diff(np.concatenate(([0], np.sort(rng.integers(0, n + 1, n // mean)), [n])))
+
+
+# One to three axes for every number of tokens in SIZES; a prime number of tokens is a line.
+_GRIDS = {
+    15: (3, 5),
+    16: (4, 2, 2),
+    17: (17,),
+    40: (5, 8),
+    63: (3, 3, 7),
+    64: (8, 8),
+    97: (97,),
+    300: (5, 6, 10),
+}
+
+
+def grid(n):
+    return _GRIDS.get(n, (n,))
+
+
+def _square(make):
+    """A case of a pattern whose n_q must be n_k; elsewhere one that allows nothing."""
+    return lambda n_q, n_k: make(n_q) if n_q == n_k > 0 else Global([])
+
+
+def _fitting(n, window, dilation=1, causal=False):
+    """The neighbourhood of the grid of n tokens, its window and dilation cut to what an axis can hold."""
+    shape = grid(n)
+    dilations = tuple(max(1, min(dilation, axis // window)) for axis in shape)
+    windows = tuple(min(window, axis // r) for axis, r in zip(shape, dilations, strict=True))
+    return Neighborhood(shape, windows, dilations, tuple(causal and axis % 2 == 0 for axis in range(len(shape))))
+
+
 def _tokens(n_k, *tokens):
     return [token for token in tokens if token < n_k]
 
@@ -295,6 +344,39 @@ _CASES = {
     "difference-random": Causal() - Random(6, 8),
     "nested": lambda n_q, n_k: ((Strided(3) | Global(_tokens(n_k, 4))) & Banded(20)) - Banded((1, 1)),
     "nothing": Causal() - Causal(),
+    "columns": Columns(7, 2),
+    "columns-1": Columns(1, 1),
+    "columns-wide": Columns(40, 39),
+    "columns-causal": Columns(5, 1) & Causal(),
+    "columns-left-out": Causal() - Columns(3, 1),
+    "columns-two": (Columns(6, 2) & Causal()) | Columns(9, 4) - Banded(3),
+    "columns-strided": Strided(6) - Columns(3, 2),
+    "log-sparse": LogSparse(),
+    "log-sparse-window": LogSparse() | Banded((3, 0)),
+    "fixed": sparse_transformer_fixed(8, 2),
+    "strided-preset": sparse_transformer_strided(9),
+    "narrow": Banded(0) | LogSparse(),
+    "explicit": lambda n_q, n_k: Explicit(random_csr(n_q, n_k)),
+    "explicit-dense": lambda n_q, n_k: Explicit(random_csr(n_q, n_k, 0.9, 1)),
+    "explicit-expression": lambda n_q, n_k: (Explicit(random_csr(n_q, n_k, 0.4, 2)) - Banded(5)) | Strided(8),
+    "packed": _square(lambda n: Packed(random_lengths(n))),
+    "packed-short": _square(lambda n: Packed(random_lengths(n, 3))),
+    "packed-causal": _square(lambda n: Packed(random_lengths(n, 30, 1)) & Causal()),
+    "packed-window": _square(lambda n: Packed(random_lengths(n, 40, 2)) & Banded(6)),
+    "packed-global": _square(lambda n: (Packed(random_lengths(n, 25, 3)) & Banded((9, 2))) | Global(_tokens(n, 0, 14))),
+    "packed-strided": _square(lambda n: Packed(random_lengths(n, 40, 4)) & Strided(3)),
+    "neighborhood-3": _square(lambda n: _fitting(n, 3)),
+    "neighborhood-4": _square(lambda n: _fitting(n, 4)),
+    "neighborhood-dilated": _square(lambda n: _fitting(n, 3, 2)),
+    "neighborhood-causal": _square(lambda n: _fitting(n, 3, 2, True)),
+    "neighborhood-expression": _square(lambda n: (_fitting(n, 5) | Columns(10, 1)) - Packed(random_lengths(n, 20, 5))),
+    "transposed-causal": Causal().transpose(),
+    "transposed-columns": Columns(7, 2).transpose() & Causal(),
+    "transposed-random": Random(3, 1, block=2).transpose(),
+    "transposed-log": LogSparse().transpose() | Banded((3, 1)).transpose(),
+    "transposed-blocks": Banded(1, block=5).transpose() | Banded((6, 0)),
+    "transposed-global": lambda n_q, n_k: Global(_tokens(n_q, 1, 3), columns=False).transpose(),
+    "transposed-neighborhood": _square(lambda n: _fitting(n, 4, 2).transpose()),
 }
 CASES = list(_CASES)
 
@@ -302,7 +384,8 @@ CASES = list(_CASES)
 POSITIONAL = [
     name
     for name in CASES
-    if not any(word in name for word in ("random", "blocks", "bigbird")) and name not in ("global-none", "nothing")
+    if not any(word in name for word in ("random", "blocks", "bigbird", "explicit", "packed", "neighborhood"))
+    and name not in ("global-none", "nothing", "transposed-columns", "transposed-global")
 ]
 
 
@@ -315,7 +398,10 @@ def case(name, n_q, n_k):
 @st.composite
 def leaves(draw, n_q, n_k):
     """One pattern without algebra that is legal at this size."""
-    kind = draw(st.sampled_from(["dense", "causal", "band", "sides", "strided", "global", "random", "blocks"]))
+    kinds = ["dense", "causal", "band", "sides", "strided", "columns", "log", "global", "random", "blocks", "explicit"]
+    if n_q == n_k > 0:
+        kinds += ["packed", "neighborhood"]
+    kind = draw(st.sampled_from(kinds))
     seed = st.integers(0, 2**32 - 1)
     if kind == "dense":
         return Dense()
@@ -332,6 +418,17 @@ def leaves(draw, n_q, n_k):
         tokens = draw(st.sets(st.integers(0, n_k - 1), max_size=4)) if n_k else set()
         rows, columns = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
         return Global(tokens, rows=rows, columns=columns)
+    if kind == "columns":
+        stride = draw(st.integers(1, 20))
+        return Columns(stride, draw(st.integers(1, stride)))
+    if kind == "log":
+        return LogSparse()
+    if kind == "explicit":
+        return Explicit(random_csr(n_q, n_k, draw(st.sampled_from([0.02, 0.3, 0.9])), draw(seed)))
+    if kind == "packed":
+        return Packed(random_lengths(n_q, draw(st.integers(1, 40)), draw(seed)))
+    if kind == "neighborhood":
+        return _fitting(n_q, draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
     block = draw(st.integers(1, 20))
     if kind == "random":
         return Random(draw(st.integers(1, 6)), draw(seed), block=block)
@@ -340,8 +437,10 @@ def leaves(draw, n_q, n_k):
 
 @st.composite
 def expressions(draw, n_q, n_k, depth=3):
-    """Unions, intersections and differences of patterns, nested at most `depth` deep."""
+    """Unions, intersections and differences of patterns (or of transposed ones), nested at most `depth` deep."""
     if depth == 0 or draw(st.integers(0, 2)) == 0:
+        if draw(st.integers(0, 3)) == 0:
+            return draw(leaves(n_k, n_q)).transpose()
         return draw(leaves(n_q, n_k))
     left, right = (draw(expressions(n_q, n_k, depth - 1)) for _ in range(2))
     return {"|": left | right, "&": left & right, "-": left - right}[draw(st.sampled_from("|&-"))]
@@ -350,7 +449,10 @@ def expressions(draw, n_q, n_k, depth=3):
 @st.composite
 def sized_expressions(draw, largest=70, depth=3):
     """`(pattern, n_q, n_k)`, sizes from 0."""
-    n_q, n_k = (draw(st.integers(0, largest)) for _ in range(2))
+    n_q = draw(st.integers(0, largest))
+    n_k = draw(st.just(n_q) | st.sampled_from([n for n in _GRIDS if n <= largest]) | st.integers(0, largest))
+    if n_k in _GRIDS and draw(st.booleans()):
+        n_q = n_k
     return draw(expressions(n_q, n_k, depth)), n_q, n_k
 
 

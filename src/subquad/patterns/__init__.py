@@ -3,8 +3,20 @@
 from subquad.patterns.bands import Banded, Causal, Dense
 from subquad.patterns.base import Pattern
 from subquad.patterns.blocks import BlockSparse
+from subquad.patterns.columns import Columns
+from subquad.patterns.explicit import Explicit
 from subquad.patterns.global_tokens import Global
-from subquad.patterns.presets import bigbird, dilated, longformer, streaming
+from subquad.patterns.log_sparse import LogSparse
+from subquad.patterns.neighborhood import Neighborhood
+from subquad.patterns.packed import Packed
+from subquad.patterns.presets import (
+    bigbird,
+    dilated,
+    longformer,
+    sparse_transformer_fixed,
+    sparse_transformer_strided,
+    streaming,
+)
 from subquad.patterns.random_keys import Random
 from subquad.patterns.strided import Strided
 
@@ -12,13 +24,20 @@ __all__ = [
     "Banded",
     "BlockSparse",
     "Causal",
+    "Columns",
     "Dense",
+    "Explicit",
     "Global",
+    "LogSparse",
+    "Neighborhood",
+    "Packed",
     "Pattern",
     "Random",
     "Strided",
     "bigbird",
     "dilated",
     "longformer",
+    "sparse_transformer_fixed",
+    "sparse_transformer_strided",
     "streaming",
 ]

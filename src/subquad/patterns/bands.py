@@ -10,13 +10,14 @@ import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, QUADRATIC, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
+from subquad.patterns.row_lists import RowLists, Stretches
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
 Reach = tuple[int | None, int | None]
 
 
-class Band(Pattern):
+class Band(RowLists):
     """A pattern whose row at position p is p // block - left <= j // block <= p // block + right."""
 
     __slots__ = ()
@@ -33,6 +34,8 @@ class Band(Pattern):
     def _bounds(self, p: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """First key and one past the last, within [0, n_k], for positions p."""
         left, right, block = self.finite_reach(shape)
+        if block == 1:  # a division takes longer than all the rest
+            return np.clip(p - left, 0, shape.n_k), np.clip(p + right + 1, 0, shape.n_k)
         center = p // block
         return np.clip((center - left) * block, 0, shape.n_k), np.clip((center + right + 1) * block, 0, shape.n_k)
 
@@ -52,10 +55,25 @@ class Band(Pattern):
         start, stop = self._bounds(np.array([i + shape.shift]), shape)
         return checks.key_range(int(start[0]), int(stop[0]))
 
+    def _stretches(self, rows: Ints, shape: Shape) -> Stretches:
+        return Stretches(np.arange(len(rows)), *self._bounds(rows + shape.shift, shape))
+
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
+        left, right, block = self.reach()
+        sides = [shape.n_k / 2 if side is None else side * block for side in (left, right)]
+        row, more = sum(sides) + block, max(0, lanes - block)
+        return Visits(min(row, shape.n_k), min(row + more, shape.n_k), 1)
+
+    def _transposed(self, shape: Shape) -> Pattern:
+        left, right, block = self.reach()
+        if shape.shift % block == 0:
+            return Banded((right, left), block=block)
+        return _TurnedBand(self)
+
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         # bounds ascend with the row: every row sees from the last start to the first stop, some row from first to last
-        start, last_start = (self._bounds(rows + shape.shift, shape)[0] for rows in (tiles.first, tiles.last))
-        first_stop, stop = (self._bounds(rows + shape.shift, shape)[1] for rows in (tiles.first, tiles.last))
+        start, first_stop = self._bounds(tiles.first + shape.shift, shape)
+        last_start, stop = self._bounds(tiles.last + shape.shift, shape)
         inner = np.minimum(np.maximum(last_start, start), stop)
         outer = np.minimum(np.maximum(first_stop, inner), stop)
         full = np.zeros((len(tiles), 3), bool)
@@ -94,11 +112,35 @@ def _line_sum(shape: Shape, block: int, offset: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class _TurnedBand(RowLists):
+    """A window of blocks with queries and keys swapped, where the blocks of one do not begin where the other's do."""
+
+    base: Band
+
+    @property
+    def order(self) -> Order:
+        return self.base.order
+
+    def _stretches(self, rows: Ints, shape: Shape) -> Stretches:
+        # `rows` are keys of the base; the queries that see them stand at positions in the blocks around
+        left, right, block = self.base.finite_reach(shape.swapped)
+        first, stop = (rows // block - right) * block, (rows // block + left + 1) * block
+        start, stop = (np.clip(x + shape.shift, 0, shape.n_k) for x in (first, stop))
+        return Stretches(np.arange(len(rows)), start, stop)
+
+    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
+        return self.base._contains(j, i, shape.swapped)
+
+
+@dataclass(frozen=True, slots=True)
 class Dense(Band):
     """Every query attends every key: O(n²) pairs."""
 
     def reach(self) -> tuple[int | None, int | None, int]:
         return None, None, 1
+
+    def transpose(self) -> Pattern:
+        return self
 
     def _count(self, shape: Shape) -> int:
         return shape.n_q * shape.n_k
@@ -152,6 +194,11 @@ class Banded(Band):
     def reach(self) -> tuple[int | None, int | None, int]:
         left, right = self.window if isinstance(self.window, tuple) else (self.window, self.window)
         return left, right, self.block
+
+    def transpose(self) -> Pattern:
+        if self.block > 1:
+            return super(Banded, self).transpose()
+        return Banded(self.window[::-1] if isinstance(self.window, tuple) else self.window)
 
     def __repr__(self) -> str:
         return f"Banded({self.window})" if self.block == 1 else f"Banded({self.window}, block={self.block})"

@@ -35,6 +35,19 @@ class Shape(NamedTuple):
         """Position of query row 0."""
         return self.n_k - self.n_q
 
+    @property
+    def swapped(self) -> Shape:
+        """Queries and keys in each other's place."""
+        return Shape(self.n_k, self.n_q)
+
+
+class Visits(NamedTuple):
+    """About how many keys a row has; how many a tile of neighbouring rows has together, and in how many runs."""
+
+    row: float
+    tile: float
+    runs: float
+
 
 def checked_shape(n_q: Any, n_k: Any) -> Shape:
     return Shape(checks.integer(n_q, "n_q", 0), checks.integer(n_k, "n_k", 0))
@@ -85,6 +98,26 @@ class Pattern(ABC):
     def _leaves(self) -> Iterator[Pattern]:
         """The patterns of an expression, left to right."""
         yield self
+
+    def _resolved(self, shape: Shape) -> Pattern:
+        """The same pairs at this size, in patterns that say how they lie."""
+        return self
+
+    def _transposed(self, shape: Shape) -> Pattern:
+        """The pairs swapped, n_q and n_k being those after the swap. By default a list of them, O(pairs)."""
+        from subquad.patterns.stored import StoredLists, transposed_lists
+        from subquad.plan import csr_arrays
+
+        lists = transposed_lists(*csr_arrays(self, shape.swapped), shape.n_q)
+        return StoredLists._of(*lists, (shape.n_q, shape.n_k), 1)
+
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
+        """What a plan decides by. It must not follow n_q where n_q may be anything: a row has one result."""
+        return Visits(shape.n_k, shape.n_k, 1)
+
+    def _cuts(self, shape: Shape, lanes: int) -> Ints:
+        """Query rows at which a tile had better begin: what lies before and after shares no keys."""
+        return np.arange(0)
 
     def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
         """What the pattern allows to tiles of rows. By default nothing is known: any key, perhaps."""
@@ -146,6 +179,25 @@ class Pattern(ABC):
         self._check_plan(shape)
         return plan_for(self, shape, itemsize)
 
+    def transpose(self) -> Pattern:
+        """The pattern of the same pairs with queries and keys swapped; ``p.transpose().transpose() == p``.
+
+        ``p.transpose().contains(j, i, n_k, n_q)`` is ``p.contains(i, j, n_q, n_k)`` everywhere. Windows, strides,
+        columns, segments, neighbourhoods and layouts are known in closed form; the keys of `Random` are listed, which
+        takes O(pairs) wherever the result is used.
+
+        Examples
+        --------
+        >>> from subquad import Banded, Causal, Strided
+        >>> (Banded((3, 0)) | Strided(4)).transpose()
+        Banded((0, 3)) | Strided(4)
+        >>> Causal().transpose().row(1, 4, 4)
+        array([1, 2, 3])
+        """
+        from subquad.patterns.transposed import Transposed
+
+        return Transposed(self)
+
     def to_csr(self, n_q: int, n_k: int) -> Any:
         """The mask as a SciPy CSR array of ones (uint8): time and memory O(pairs). Needs the extra ``scipy``."""
         from subquad.plan import csr_arrays
@@ -201,6 +253,12 @@ class _Joined(Pattern):
     def _check_plan(self, shape: Shape) -> None:
         self.left._check_plan(shape)
         self.right._check_plan(shape)
+
+    def transpose(self) -> Pattern:
+        return type(self)(self.left.transpose(), self.right.transpose())
+
+    def _resolved(self, shape: Shape) -> Pattern:
+        return type(self)(self.left._resolved(shape), self.right._resolved(shape))
 
     def _leaves(self) -> Iterator[Pattern]:
         yield from self.left._leaves()

@@ -6,31 +6,31 @@ from abc import abstractmethod
 
 import numpy as np
 
+from subquad.complexity.orders import QUADRATIC, Order
 from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.row_lists import RowLists, Stretches, expand
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
 
 
-def expand(starts: Ints, counts: Ints) -> Ints:
-    """starts[0], starts[0] + 1, ... for counts[0] numbers, then the same from starts[1], and so on."""
-    total = int(counts.sum())
-    ends = np.cumsum(counts)
-    return np.arange(total) - np.repeat(ends - counts, counts) + np.repeat(starts, counts)
-
-
-class BlockLists(Pattern):
+class BlockLists(RowLists):
     """A pattern whose query rows i // block share a sorted list of key blocks."""
 
     __slots__ = ()
 
     block: int
 
+    @property
+    def order(self) -> Order:
+        return QUADRATIC
+
     @abstractmethod
     def block_rows(self, rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """Row pointers and sorted key blocks of the query blocks `rows`."""
 
-    def _row(self, i: int, shape: Shape) -> Ints:
-        _, blocks = self.block_rows(np.array([i // self.block]), shape)
-        return expand(blocks * self.block, self._sizes(blocks, shape))
+    def _stretches(self, rows: Ints, shape: Shape) -> Stretches:
+        indptr, blocks = self.block_rows(rows // self.block, shape)
+        start = blocks * self.block
+        return Stretches(np.repeat(np.arange(len(rows)), np.diff(indptr)), start, start + self._sizes(blocks, shape))
 
     def _sizes(self, blocks: Ints, shape: Shape) -> Ints:
         """Keys in each of the blocks; the last one may be short."""
@@ -52,15 +52,24 @@ class BlockLists(Pattern):
         # the block rows each tile meets, then their key blocks; one that all of them list is allowed to the whole tile
         n_rows, n_blocks = -(-shape.n_q // self.block), max(1, -(-shape.n_k // self.block))
         everyone = np.arange(len(tiles))
-        if (tiles.first // self.block == tiles.last // self.block).all():
-            met = everyone * n_rows + tiles.first // self.block
+        first = tiles.first // self.block
+        if (first == tiles.last // self.block).all():
+            tile, met_rows = everyone, first
         else:
             met = np.unique(everyone[:, None] * n_rows + tiles.rows(everyone) // self.block)
-        tile, block_row = np.divmod(met, max(1, n_rows))
-        rows, inverse = np.unique(block_row, return_inverse=True)
+            tile, met_rows = np.divmod(met, max(1, n_rows))
+        rows, inverse = np.unique(met_rows, return_inverse=True)
         indptr, blocks = self.block_rows(rows, shape)
         starts, counts = indptr[inverse], np.diff(indptr)[inverse]
         listed = np.repeat(tile, counts) * n_blocks + blocks[expand(starts, counts)]
+        if len(tile) == len(tiles):  # one block row a tile: its list is that of the tile
+            start = (listed % n_blocks) * self.block
+            return Spans(
+                np.repeat(tile, counts),
+                start,
+                start + self._sizes(listed % n_blocks, shape),
+                np.ones(len(listed), bool),
+            )
         found, times = np.unique(listed, return_counts=True)
         tile_of, block = np.divmod(found, n_blocks)
         start = block * self.block
@@ -75,18 +84,20 @@ class BlockLists(Pattern):
         indptr, blocks = self._all_blocks(shape)
         rows = np.arange(len(indptr) - 1) * self.block
         heights = np.minimum(self.block, shape.n_q - rows)
-        keys = np.concatenate(([0], np.cumsum(self._sizes(blocks, shape))))
-        return int((heights * (keys[indptr[1:]] - keys[indptr[:-1]])).sum())
+        # every block is full but those of the last column
+        last = -(-shape.n_k // self.block) - 1
+        in_last = np.concatenate(([0], np.cumsum(blocks == last)))
+        missing = (last + 1) * self.block - shape.n_k
+        keys = np.diff(indptr) * self.block - np.diff(in_last[indptr]) * missing
+        return int((heights * keys).sum())
 
-    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
-        """Row pointers and keys of every row."""
-        indptr, blocks = self._all_blocks(shape)
-        if self.block == 1:
-            return indptr, blocks
-        of_row = np.arange(shape.n_q) // self.block
-        per_row = np.diff(indptr)[of_row]
-        chosen = blocks[expand(indptr[of_row], per_row)]
-        sizes = self._sizes(chosen, shape)
-        ends = np.concatenate(([0], np.cumsum(sizes)))
-        row_ends = np.concatenate(([0], np.cumsum(per_row)))
-        return ends[row_ends], expand(chosen * self.block, sizes)
+    def _as_lists(self, shape: Shape) -> tuple[Ints, Ints] | None:
+        return self._all_blocks(shape) if self.block == 1 else None
+
+    def _transposed(self, shape: Shape) -> Pattern:
+        from subquad.patterns.stored import StoredLists, transposed_lists
+
+        turned = shape.swapped
+        n_rows, n_columns = (-(-n // self.block) for n in turned)
+        lists = transposed_lists(*self._all_blocks(turned), n_columns)
+        return StoredLists._of(*lists, (n_columns, n_rows), self.block)

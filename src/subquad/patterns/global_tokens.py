@@ -4,66 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Pattern, Shape
-from subquad.patterns.spans import Bools, Ints, Spans, Tiles
-
-Tokens = range | tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RowSet(Pattern):
-    """Whole rows: queries whose position is one of `tokens` attend everything."""
-
-    tokens: Tokens
-
-    @property
-    def order(self) -> Order:
-        return LINEAR
-
-    def members(self, shape: Shape) -> Ints:
-        """The query rows of the set, ascending."""
-        return _between(self.tokens, shape.shift, shape.n_k) - shape.shift
-
-    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
-        return _is_member(i + shape.shift, self.tokens)
-
-    def _row(self, i: int, shape: Shape) -> Ints:
-        return checks.key_range(0, shape.n_k if i + shape.shift in self.tokens else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class KeySet(Pattern):
-    """Whole columns: the keys in `tokens` are attended by everything."""
-
-    tokens: Tokens
-
-    @property
-    def order(self) -> Order:
-        return LINEAR
-
-    def members(self, shape: Shape) -> Ints:
-        """The keys of the set, ascending."""
-        return _between(self.tokens, 0, shape.n_k)
-
-    def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
-        return _is_member(j, self.tokens)
-
-    def _row(self, i: int, shape: Shape) -> Ints:
-        return self.members(shape)
-
-    def _spans(self, tiles: Tiles, shape: Shape) -> Spans:
-        keys = self.members(shape)
-        breaks = np.nonzero(np.diff(keys) != 1)[0] + 1
-        start = keys[np.concatenate(([0], breaks))] if len(keys) else keys
-        stop = keys[np.concatenate((breaks - 1, [-1]))] + 1 if len(keys) else keys
-        tile = np.repeat(np.arange(len(tiles)), len(start))
-        return Spans(tile, np.tile(start, len(tiles)), np.tile(stop, len(tiles)), np.ones(len(tile), bool))
+from subquad.patterns.base import Pattern, Shape, Union
+from subquad.patterns.spans import Bools, Ints
+from subquad.patterns.whole import KeySet, RowSet, Tokens, how_many
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -118,12 +68,18 @@ class Global(Pattern):
         if isinstance(self.tokens, tuple) and self.tokens[-1] >= shape.n_k:
             raise ValueError(f"tokens must be below n_k = {shape.n_k}; got {self.tokens[-1]} in {self!r}")
 
-    def halves(self) -> list[Pattern]:
+    def _halves(self) -> list[Pattern]:
         """The whole rows and the whole columns this pattern is made of."""
         return [half(self.tokens) for half, on in ((RowSet, self.rows), (KeySet, self.columns)) if on]
 
+    def _resolved(self, shape: Shape) -> Pattern:
+        return reduce(Union, self._halves())
+
+    def _transposed(self, shape: Shape) -> Pattern:
+        return reduce(Union, [half._transposed(shape) for half in self._halves()])
+
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
-        found = [half._contains(i, j, shape) for half in self.halves()]
+        found = [half._contains(i, j, shape) for half in self._halves()]
         return np.asarray(np.logical_or.reduce(found), bool)
 
     def _row(self, i: int, shape: Shape) -> Ints:
@@ -132,34 +88,13 @@ class Global(Pattern):
         return KeySet(self.tokens).members(shape) if self.columns else np.arange(0)
 
     def _count(self, shape: Shape) -> int:
-        rows = _how_many(self.tokens, shape.shift, shape.n_k) if self.rows else 0
-        columns = _how_many(self.tokens, 0, shape.n_k) if self.columns else 0
+        rows = how_many(self.tokens, shape.shift, shape.n_k) if self.rows else 0
+        columns = how_many(self.tokens, 0, shape.n_k) if self.columns else 0
         return rows * shape.n_k + columns * shape.n_q - rows * columns
 
     def __repr__(self) -> str:
         halves = "".join(f", {name}=False" for name in ("rows", "columns") if not getattr(self, name))
         return f"Global({self.tokens!r}{halves})"
-
-
-def _between(tokens: Tokens, low: int, high: int) -> Ints:
-    """The tokens in [low, high), ascending."""
-    if isinstance(tokens, range):
-        return np.arange(max(tokens.start, low), max(min(tokens.stop, high), tokens.start, low))
-    array = np.asarray(tokens, np.int64)
-    return array[(array >= low) & (array < high)]
-
-
-def _how_many(tokens: Tokens, low: int, high: int) -> int:
-    """Tokens in [low, high)."""
-    if isinstance(tokens, range):
-        return max(0, min(tokens.stop, high) - max(tokens.start, low))
-    return len(_between(tokens, low, high))
-
-
-def _is_member(x: Ints, tokens: Tokens) -> Bools:
-    if isinstance(tokens, range):
-        return np.asarray((x >= tokens.start) & (x < tokens.stop))
-    return np.isin(x, np.asarray(tokens, np.int64))
 
 
 def _checked_tokens(tokens: Any) -> Tokens:

@@ -8,6 +8,7 @@ from typing import Any
 from subquad import checks
 from subquad.patterns.bands import Banded, Causal
 from subquad.patterns.base import Pattern
+from subquad.patterns.columns import Columns
 from subquad.patterns.global_tokens import Global
 from subquad.patterns.random_keys import Random
 from subquad.patterns.strided import Strided
@@ -88,3 +89,33 @@ def streaming(sinks: int, window: int) -> Pattern:
     if sinks == 0:
         return recent
     return recent | Global(range(sinks), rows=False) & Causal()
+
+
+def sparse_transformer_strided(stride: int) -> Pattern:
+    """The last `stride` keys and every `stride`-th before them: ``(Banded((stride, 0)) | Strided(stride)) & Causal()``.
+
+    O(n (stride + n / stride)) pairs: O(n^1.5) where the stride is about the square root of n. Child et al.,
+    "Generating Long Sequences with Sparse Transformers" (2019), section 4.2, "strided".
+
+    Examples
+    --------
+    >>> sparse_transformer_strided(3).row(8, 10, 10)
+    array([2, 5, 6, 7, 8])
+    """
+    stride = checks.integer(stride, "stride", 1)
+    return (Banded((stride, 0)) | Strided(stride)) & Causal()
+
+
+def sparse_transformer_fixed(stride: int, width: int = 1) -> Pattern:
+    """The query's own block of `stride` keys, and the last `width` keys of every block; causal.
+
+    ``(Banded(0, block=stride) | Columns(stride, width)) & Causal()``: O(n (stride + n width / stride)) pairs. Child et
+    al., "Generating Long Sequences with Sparse Transformers" (2019), section 4.2, "fixed".
+
+    Examples
+    --------
+    >>> sparse_transformer_fixed(4, 1).row(9, 12, 12)
+    array([3, 7, 8, 9])
+    """
+    stride = checks.integer(stride, "stride", 1)
+    return (Banded(0, block=stride) | Columns(stride, width)) & Causal()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from subquad import checks
 from subquad.complexity.orders import LINEAR, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.base import Pattern, Shape, Visits
 from subquad.patterns.block_lists import BlockLists
 from subquad.patterns.spans import Bools, Ints
 
@@ -121,6 +121,13 @@ class Random(BlockLists):
         self._check_lists(len(rows), per_row)
         chosen = random_rows(self.seed, rows, per_row, n_blocks) if n_blocks else np.empty((len(rows), 0), np.int64)
         return np.arange(len(rows) + 1) * per_row, chosen.ravel()
+
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
+        n_blocks = max(1, -(-shape.n_k // self.block))
+        share = min(self.keys, n_blocks) / n_blocks
+        met = 1 + (lanes - 1) / self.block  # block rows in a tile; their lists overlap by chance
+        tile = (1 - (1 - share) ** met) * n_blocks  # in blocks
+        return Visits(share * shape.n_k, tile / n_blocks * shape.n_k, tile * (1 - tile / n_blocks) + 1)
 
     def _check_lists(self, n_rows: int, per_row: int) -> None:
         what = f"{per_row:,} random keys for each of {n_rows:,} query blocks"

@@ -44,6 +44,13 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.first)
 
+    def take(self, which: Ints | slice) -> Tiles:
+        """Some of the tiles."""
+        return Tiles(
+            self.first[which], self.step[which], self.at[which], self.count[which], self.last[which], self.listed,
+            self.lanes,
+        )  # fmt: skip
+
     def rows(self, which: Ints) -> Ints:
         """The rows of some tiles, (len(which), lanes); the last row stands in for missing ones."""
         lane: Ints = np.minimum(np.arange(self.lanes), self.count[which, None] - 1)
@@ -55,11 +62,18 @@ class Tiles:
     @staticmethod
     def affine(first: int, step: int, total: int, lanes: int) -> Tiles:
         """Tiles of the rows first, first + step, ... (`total` of them)."""
-        begin = np.arange(0, total, lanes)
-        count = np.minimum(lanes, total - begin)
-        start = first + begin * step
-        full = np.full_like(begin, 1)
-        return Tiles(start, full * step, -full, count, start + (count - 1) * step, begin[:0], lanes)
+        return Tiles.stretches(np.array([first]), np.array([total]), lanes, step)
+
+    @staticmethod
+    def stretches(starts: Ints, sizes: Ints, lanes: int, step: int = 1) -> Tiles:
+        """Tiles of several series of rows, each begun anew: starts[k], starts[k] + step, ... (sizes[k] of them)."""
+        of_each = -(-sizes // lanes)
+        ends = np.cumsum(of_each)
+        begin = (np.arange(int(of_each.sum())) - np.repeat(ends - of_each, of_each)) * lanes
+        count = np.minimum(lanes, np.repeat(sizes, of_each) - begin)
+        first = np.repeat(starts, of_each) + begin * step
+        full = np.full_like(first, 1)
+        return Tiles(first, full * step, -full, count, first + (count - 1) * step, begin[:0], lanes)
 
     @staticmethod
     def of(rows: Ints, lanes: int) -> Tiles:

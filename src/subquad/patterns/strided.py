@@ -9,7 +9,9 @@ import numpy as np
 
 from subquad import checks
 from subquad.complexity.orders import QUADRATIC, Order
-from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.bands import Dense
+from subquad.patterns.base import Pattern, Shape, Visits
+from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Bools, Ints
 
 
@@ -48,6 +50,12 @@ class Strided(Pattern):
     def order(self) -> Order:
         return QUADRATIC
 
+    def _resolved(self, shape: Shape) -> Pattern:
+        return Dense() if self.stride == 1 else self
+
+    def transpose(self) -> Pattern:
+        return self
+
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         return np.asarray((i + shape.shift - j) % self.stride == 0)
 
@@ -64,13 +72,16 @@ class Strided(Pattern):
         )
         return s * rows * keys + rows * more_keys + keys * more_rows + both
 
-    def _pairs(self, shape: Shape) -> tuple[Ints, Ints]:
-        """Row pointers and keys of every row."""
-        first = np.arange(shape.shift, shape.n_k) % self.stride
-        counts = np.maximum(-((first - shape.n_k) // self.stride), 0)
-        indptr = np.concatenate(([0], np.cumsum(counts)))
-        within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
-        return indptr, np.repeat(first, counts) + within * self.stride
+    def _visits(self, shape: Shape, lanes: int) -> Visits:
+        row = max(1, shape.n_k / self.stride)
+        return Visits(row, min(shape.n_k, lanes * row), 1)
+
+    def between(self, rows: Ints, low: Ints, high: Ints, shape: Shape) -> tuple[Ints, Ints]:
+        """Of each row the keys low <= j < high: the row's place among `rows`, and the key."""
+        first = low + (rows + shape.shift - low) % self.stride
+        counts = np.maximum(-((first - high) // self.stride), 0)
+        owner = np.repeat(np.arange(len(rows)), counts)
+        return owner, first[owner] + expand(np.zeros_like(counts), counts) * self.stride
 
     def __repr__(self) -> str:
         return f"Strided({self.stride})"

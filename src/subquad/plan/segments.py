@@ -15,7 +15,10 @@ import numpy.typing as npt
 from subquad.kernels.layout import MASK_BAND, MASK_BITS, MASK_FULL, MASK_OUTSIDE_BAND
 from subquad.patterns.bands import Band
 from subquad.patterns.base import Intersection, Pattern, Shape, Union, _Joined
+from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Bools, Ints, Spans, Tiles
+from subquad.patterns.strided import Strided
+from subquad.patterns.whole import WholeColumns, as_stretches, every_tile
 
 NONE, FULL, MIXED = 0, 1, 2
 States = npt.NDArray[np.int8]
@@ -35,10 +38,16 @@ class Axis:
         """First key of each tile's residue class."""
         return (self.tiles.first + self.shape.shift) % self.stride
 
+    @property
+    def ends(self) -> Ints:
+        """One past the last place, for each tile."""
+        everyone = np.arange(len(self.tiles))
+        return self.place(everyone, np.full_like(everyone, self.shape.n_k))
+
     def place(self, tile: Ints, j: Ints) -> Ints:
         """Where the first key >= j stands."""
         if self.listed is not None:
-            return np.searchsorted(self.listed, j)
+            return np.asarray(np.searchsorted(self.listed, j), np.int64)
         return j if self.stride == 1 else -((self.residue[tile] - j) // self.stride)
 
     def key(self, tile: Ints, place: Ints) -> Ints:
@@ -61,24 +70,20 @@ class Segments(NamedTuple):
         return Segments(*(field[kept] for field in self))
 
 
-def segment(expression: Pattern, driver: Pattern | None, axis: Axis) -> tuple[Segments, list[Pattern]]:
-    """The segments of an expression, and its leaves. The driver allows everything on its own axis."""
-    tiles, shape = axis.tiles, axis.shape
-    leaves = [leaf for leaf in dict.fromkeys(expression._leaves()) if leaf != driver]
-    spans = [_on_axis(leaf._spans(tiles, shape), axis) for leaf in leaves]
-    everyone = np.arange(len(tiles))
-    ends = axis.place(everyone, np.full(len(tiles), shape.n_k))
-    width = int(ends.max(initial=0)) + 1
-    bounds = [everyone * width, everyone * width + ends] if driver is not None else []
-    bounds += [span.tile * width + edge for span in spans for edge in (span.start, span.stop)]
-    edges = _ascending(np.concatenate(bounds)) if bounds else np.arange(0)
+def segment(expression: Pattern, axis: Axis) -> tuple[Segments, list[Pattern]]:
+    """The segments of an expression, and its leaves."""
+    leaves = list(dict.fromkeys(expression._leaves()))
+    spans = [_leaf_spans(leaf, axis) for leaf in leaves]
+    width = int(axis.ends.max(initial=0)) + 1
+    codes = [span.tile * width for span in spans]
+    edges = _ascending(np.concatenate([c + e for c, s in zip(codes, spans, strict=True) for e in (s.start, s.stop)]))
     tile, start = np.divmod(edges[:-1], width)
-    inside = tile == edges[1:] // width
-    at, tile, start, stop = edges[:-1][inside], tile[inside], start[inside], edges[1:][inside] - tile[inside] * width
+    size = np.diff(edges)
+    inside = start + size < width
+    at, tile, start = edges[:-1][inside], tile[inside], start[inside]
+    stop = start + size[inside]
 
     states = {leaf: _states(span, at, width) for leaf, span in zip(leaves, spans, strict=True)}
-    if driver is not None:
-        states[driver] = np.full(len(at), FULL, np.int8)
     value = _evaluate(expression, states)
     mask = np.where(value == FULL, MASK_FULL, MASK_BITS)
     band = np.full(len(at), -1)
@@ -108,7 +113,23 @@ def _ascending(values: Ints) -> Ints:
     return values[kept]
 
 
-def _on_axis(spans: Spans, axis: Axis) -> Spans:
+def _leaf_spans(leaf: Pattern, axis: Axis) -> Spans:
+    """What a leaf allows to the tiles, as places on the axis."""
+    tiles, shape = axis.tiles, axis.shape
+    everyone = np.arange(len(tiles))
+    if axis.listed is not None and isinstance(leaf, WholeColumns):
+        # the same for all tiles, and on lists that are made of columns a few long stretches
+        start, stop = (np.searchsorted(axis.listed, edge) for edge in leaf.stretches(shape))
+        places = expand(start, stop - start)
+        return every_tile(*as_stretches(places), len(tiles))
+    if axis.stride > 1:
+        everything = Spans(everyone, np.zeros_like(everyone), axis.ends, everyone >= 0)
+        if isinstance(leaf, Strided) and axis.stride % leaf.stride == 0:
+            return everything.clean()
+        chosen = leaf.of_class(axis.residue, axis.stride) if isinstance(leaf, WholeColumns) else None
+        if chosen is not None:
+            return everything._replace(stop=np.where(chosen, axis.ends, 0)).clean()
+    spans = leaf._spans(tiles, shape)
     if axis.listed is None and axis.stride == 1:
         return spans
     start, stop = axis.place(spans.tile, spans.start), axis.place(spans.tile, spans.stop)

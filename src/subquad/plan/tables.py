@@ -11,8 +11,9 @@ import numpy.typing as npt
 from subquad import checks
 from subquad.kernels import layout
 from subquad.patterns.base import Shape
-from subquad.patterns.block_lists import expand
+from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Ints
+from subquad.plan.cost import Choice
 
 
 class TiledPhase(NamedTuple):
@@ -97,12 +98,15 @@ class Plan:
     phases : tuple of TiledPhase or GatheredPhase
     nnz : int
         Pairs visited.
+    choices : tuple of Choice
+        For each part of the expression, tiles or lists, and what either was estimated to cost.
     """
 
     shape: Shape
     lanes: int
     phases: tuple[Phase, ...]
     nnz: int
+    choices: tuple[Choice, ...] = ()
     _addresses: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
     _tasks: dict[tuple[int, float], list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
     _waves: dict[tuple[int, float], list[list[Block]]] = field(default_factory=dict, repr=False, compare=False)
@@ -160,19 +164,23 @@ class Plan:
                 )
             else:
                 lines.append(f"  gathered: {len(phase.indices):,} pairs, one list a row")
+        if self.choices:
+            lines.append("  estimated in pairs of a full tile:")
+            lines += [f"    {choice}" for choice in self.choices]
         return "\n".join(lines)
 
     def _tiled_pairs(self, phase: TiledPhase) -> tuple[Ints, Ints]:
         runs, tiles = phase.runs, phase.tiles
-        tile_of_run = np.repeat(np.arange(len(tiles)), tiles[:, layout.RUN_END] - tiles[:, layout.RUN_BEGIN])
-        count = runs[:, layout.KEY_COUNT]
-        run, t = np.repeat(np.arange(len(runs)), count), expand(np.zeros_like(count), count)
+        of_tile = tiles[:, layout.RUN_END] - tiles[:, layout.RUN_BEGIN]
+        run = expand(tiles[:, layout.RUN_BEGIN], of_tile)  # neighbouring tiles may share theirs
+        count = runs[run, layout.KEY_COUNT]
+        tile = np.repeat(np.repeat(np.arange(len(tiles)), of_tile), count)
+        run, t = np.repeat(run, count), expand(np.zeros_like(count), count)
         listed = runs[run, layout.KEY_LIST]
         keys = runs[run, layout.FIRST_KEY] + t * runs[run, layout.KEY_STEP]
         if len(phase.keys):
             keys = np.where(listed >= 0, phase.keys[np.maximum(listed, 0) + t * (listed >= 0)], keys)
         rows, present = self._tile_rows(phase)
-        tile = tile_of_run[run]
         allowed = present[tile] & _mask(phase, run, t, keys, rows[tile] + self.shape.shift)
         visit, lane = np.nonzero(allowed)
         return rows[tile[visit], lane], keys[visit]

@@ -1,15 +1,13 @@
 """From a pattern expression to terms that can be planned: one way of reaching memory each, pairs disjoint.
 
-A term is an expression with the pattern that *drives* it: the one whose own way through memory the kernel follows.
-
-* no driver: keys in their natural order, as stretches (bands, blocks)
-* a `KeySet`: a list of keys that all rows share (global tokens)
-* `Strided`: keys of one residue class, for the rows of that class
-* anything else: each row's own list, filtered by the rest of the expression
+The ways are those of `subquad.plan.cost`: tiles over keys in their natural order, as stretches; tiles over a list of
+keys that all rows share; tiles of one residue class over the keys of that class; each row's own list of keys, filtered
+by the rest of the expression.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import NamedTuple
 
@@ -17,84 +15,101 @@ import numpy as np
 
 from subquad.patterns.bands import Band, Dense
 from subquad.patterns.base import Difference, Intersection, Pattern, Shape, Union, _Joined
-from subquad.patterns.block_lists import BlockLists
-from subquad.patterns.global_tokens import Global, KeySet, RowSet
+from subquad.patterns.row_lists import RowLists
 from subquad.patterns.spans import Ints, Tiles
 from subquad.patterns.strided import Strided
+from subquad.patterns.whole import WholeColumns, WholeRows
+from subquad.plan.cost import LISTS, NATURAL, RESIDUES, SHARED, Choice, choose, estimate
 
-# A listed pair costs about 6 times a pair of a full tile (18 ns against 3 ns at d = 64). So below 4 of a block's 16
-# rows, or 3 of a class's, a tile that is mostly idle loses to the list.
-MIN_BLOCK = 4
-MIN_CLASS = 3
+# Columns in more pieces than these are no mask to cut runs into, but a list of keys of their own.
+_PIECES = 8
 
 
 class Term(NamedTuple):
-    driver: Pattern | None
+    """Pairs that are reached in one way."""
+
+    way: str
     expression: Pattern
+    keys: Ints | None = None  # the list that the rows share
+    driver: Pattern | None = None  # `Strided`, whose classes the rows fall into; or the pattern whose lists are taken
+
+    @property
+    def stride(self) -> int:
+        return self.driver.stride if self.way == RESIDUES and isinstance(self.driver, Strided) else 1
+
+
+class Part(NamedTuple):
+    """Some of the pairs that all of `leaves` allow, and the way chosen for them."""
+
+    leaves: tuple[Pattern, ...]
+    expression: Pattern
+    choice: Choice
+
+    @property
+    def way(self) -> str:
+        return self.choice.way
+
+    @property
+    def driver(self) -> Pattern | None:
+        """The leaf whose own way through memory the part is reached by."""
+        if self.way == SHARED:
+            return next(leaf for leaf in self.leaves if isinstance(leaf, WholeColumns))
+        strides = [leaf for leaf in self.leaves if isinstance(leaf, Strided)]
+        if strides:
+            return max(strides, key=lambda leaf: leaf.stride)
+        return self.choice.shortest if self.way == LISTS else None
 
 
 class Group(NamedTuple):
     """Query rows and what they are allowed (None: nothing)."""
 
     tiles: Tiles
-    members: Ints | None  # the rows; None where they are all
     expression: Pattern | None
+    members: Ints | None = None  # the rows; None where they are all but `excluded`
+    excluded: Ints | None = None
 
-
-def is_natural(pattern: Pattern) -> bool:
-    """Whether stretches of keys in their natural order describe the pattern well."""
-    return isinstance(pattern, Band) or (isinstance(pattern, BlockLists) and pattern.block >= MIN_BLOCK)
-
-
-def is_listed(pattern: Pattern, shape: Shape) -> bool:
-    """Whether each row's own list of keys is the best way to reach the pattern's pairs."""
-    if isinstance(pattern, Strided):
-        return shape.n_k // pattern.stride < MIN_CLASS
-    return not is_natural(pattern) and not isinstance(pattern, KeySet)
-
-
-def expand_globals(pattern: Pattern) -> Pattern:
-    """The same pairs with whole rows and whole columns apart."""
-    if isinstance(pattern, Global):
-        return reduce(Union, pattern.halves())
-    if isinstance(pattern, _Joined):
-        return type(pattern)(expand_globals(pattern.left), expand_globals(pattern.right))
-    return pattern
+    def rows(self, n_q: int) -> Ints:
+        """The query rows, ascending."""
+        if self.members is not None:
+            return self.members
+        return np.arange(n_q) if self.excluded is None else np.delete(np.arange(n_q), self.excluded)
 
 
 def row_groups(pattern: Pattern, shape: Shape, lanes: int) -> list[Group]:
-    """Rows on which every `RowSet` of the expression is constant, with what remains of the expression there."""
-    sets = list(dict.fromkeys(leaf for leaf in pattern._leaves() if isinstance(leaf, RowSet)))
+    """Rows on which every `WholeRows` of the expression is constant, with what remains of the expression there."""
+    leaves = list(dict.fromkeys(pattern._leaves()))
+    cuts = np.unique(np.concatenate([leaf._cuts(shape, lanes) for leaf in leaves]))
+    sets = [leaf for leaf in leaves if isinstance(leaf, WholeRows)]
+    rest = _with_row_sets(pattern, {leaf: False for leaf in sets})
     members = [leaf.members(shape) for leaf in sets]
     special = np.unique(np.concatenate(members)) if members else np.arange(0)
     if not len(special):
-        kept = _with_row_sets(pattern, {leaf: False for leaf in sets})
-        return [Group(Tiles.affine(0, 1, shape.n_q, lanes), None, kept)]
+        return [Group(_tiles_between(special, cuts, shape, lanes), rest)]
     inside = np.stack([np.isin(special, rows) for rows in members], axis=1)
     groups = []
     for code in np.unique(inside, axis=0):
         rows = special[(inside == code).all(axis=1)]
         kept = _with_row_sets(pattern, dict(zip(sets, map(bool, code), strict=True)))
-        groups.append(Group(Tiles.of(rows, lanes), rows, kept))
-    rest = _with_row_sets(pattern, {leaf: False for leaf in sets})
-    return [*groups, _other_rows(special, rest, shape, lanes)]
+        groups.append(Group(Tiles.of(rows, lanes), kept, rows))
+    if np.count_nonzero(np.diff(special) > 1) * 8 * lanes > shape.n_q + 16 * lanes:
+        others = np.delete(np.arange(shape.n_q), special)
+        return [*groups, Group(Tiles.of(others, lanes), rest, others)]  # stretches between them would be short
+    return [*groups, Group(_tiles_between(special, cuts, shape, lanes), rest, None, special)]
 
 
-def _other_rows(special: Ints, expression: Pattern | None, shape: Shape, lanes: int) -> Group:
-    """All rows but the special ones: stretch by stretch where those are long, else packed into full tiles."""
-    edges = np.concatenate(([-1], special, [shape.n_q]))
-    starts, sizes = edges[:-1] + 1, np.diff(edges) - 1
-    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    members = np.delete(np.arange(shape.n_q), special)
-    if len(starts) * 8 * lanes > shape.n_q + 16 * lanes:
-        return Group(Tiles.of(members, lanes), members, expression)
-    parts = [Tiles.affine(int(a), 1, int(n), lanes) for a, n in zip(starts, sizes, strict=True)]
-    return Group(Tiles.join(parts or [Tiles.affine(0, 1, 0, lanes)]), members, expression)
+def _tiles_between(special: Ints, cuts: Ints, shape: Shape, lanes: int) -> Tiles:
+    """Tiles of all rows but the special ones, begun anew after each of those and at each cut."""
+    if not len(special) and not len(cuts):
+        return Tiles.affine(0, 1, shape.n_q, lanes)
+    edges = np.unique(np.concatenate(([0], special, special + 1, cuts[cuts < shape.n_q], [shape.n_q])))
+    starts, sizes = edges[:-1], np.diff(edges)
+    kept = ~np.isin(starts, special)
+    return Tiles.stretches(starts[kept], sizes[kept], lanes)
 
 
-def _with_row_sets(pattern: Pattern, values: dict[RowSet, bool]) -> Pattern | None:
-    """The expression where each `RowSet` allows everything or nothing; None where nothing is left."""
-    if isinstance(pattern, RowSet):
+def _with_row_sets(pattern: Pattern, values: dict[WholeRows, bool]) -> Pattern | None:
+    """The expression where each `WholeRows` allows everything or nothing; None where nothing is left."""
+    if isinstance(pattern, WholeRows):
         return Dense() if values[pattern] else None
     if not isinstance(pattern, _Joined):
         return pattern
@@ -113,39 +128,98 @@ def _with_row_sets(pattern: Pattern, values: dict[RowSet, bool]) -> Pattern | No
     return left if right == everything else right if left == everything else Intersection(left, right)
 
 
-def disjoint_terms(expression: Pattern, shape: Shape) -> list[Term]:
+def disjoint_terms(expression: Pattern, shape: Shape, lanes: int) -> tuple[list[Term], list[Choice]]:
     """Terms whose pairs make up the expression: what an earlier term has, a later one leaves out."""
-    merged: dict[Pattern | None, Pattern] = {}
-    for driver, part in _terms(expression, shape):
-        merged[driver] = merged[driver] | part if driver in merged else part
-    ordered = sorted(merged.items(), key=lambda item: _rank(item[0], shape))
-    terms: list[Term] = []
-    for driver, part in ordered:
-        taken = reduce(Union, [term.expression for term in terms]) if terms else None
-        terms.append(Term(driver, part if taken is None else Difference(part, taken)))
-    return terms
-
-
-def _terms(expression: Pattern, shape: Shape) -> list[Term]:
-    if all(is_natural(leaf) for leaf in expression._leaves()):
-        return [Term(None, expression)]
-    if isinstance(expression, Union):
-        return _terms(expression.left, shape) + _terms(expression.right, shape)
-    if isinstance(expression, Difference):
-        return [Term(d, Difference(part, expression.right)) for d, part in _terms(expression.left, shape)]
-    if isinstance(expression, Intersection):
-        return [
-            Term(max((a, b), key=lambda driver: _rank(driver, shape)), Intersection(x, y))
-            for a, x in _terms(expression.left, shape)
-            for b, y in _terms(expression.right, shape)
+    parts = _parts(expression, shape, lanes)
+    if any(part.way == NATURAL for part in parts):  # a narrow band beside a wide one costs its tiles nothing
+        parts = [
+            part._replace(choice=part.choice._replace(way=NATURAL))
+            if part.way == LISTS and all(isinstance(leaf, Band) for leaf in part.leaves)
+            else part
+            for part in parts
         ]
-    return [Term(expression, expression)]
+    terms: list[Term] = []
+    taken: list[Pattern] = []
+
+    def take(way: str, own: list[Pattern], keys: Ints | None = None, driver: Pattern | None = None) -> None:
+        union = reduce(Union, own)
+        terms.append(Term(way, Difference(union, reduce(Union, taken)) if taken else union, keys, driver))
+
+    natural = [part.expression for part in parts if part.way == NATURAL]
+    over_keys = [(part.driver, part.expression) for part in parts if part.way == SHARED]
+    if natural and any(_is_in_pieces(leaf, shape) for own in natural for leaf in own._leaves()):
+        over_keys = [*((None, own) for own in natural), *over_keys]
+    elif natural:
+        take(NATURAL, natural)
+        taken = list(natural)
+    for keys, own in _key_sets(over_keys, shape):
+        take(SHARED, own, keys)
+    taken += [own for _, own in over_keys]
+    for way in (RESIDUES, LISTS):
+        mine = [part for part in parts if part.way == way]
+        drivers = dict.fromkeys(part.driver for part in mine)
+        for driver in sorted(drivers, key=_stride) if way == RESIDUES else drivers:
+            own = [part.expression for part in mine if part.driver == driver]
+            take(way, own, None, driver)
+            taken += own
+    return terms, [part.choice for part in parts]
 
 
-def _rank(driver: Pattern | None, shape: Shape) -> tuple[int, int]:
-    """Drivers from the least selective to the most: also the order in which they take their pairs."""
-    if driver is None:
-        return 0, 0
-    if is_listed(driver, shape):
-        return 3, 0
-    return (2, 0) if isinstance(driver, KeySet) else (1, driver.stride if isinstance(driver, Strided) else 0)
+def _stride(driver: Pattern | None) -> int:
+    return driver.stride if isinstance(driver, Strided) else 1
+
+
+def _parts(expression: Pattern, shape: Shape, lanes: int) -> list[Part]:
+    """Parts whose union the expression is; what tiles reach best anyway stays in one piece."""
+    leaves = tuple(_positive(expression))
+    if all(isinstance(leaf, RowLists) and choose(leaf, (leaf,), shape, lanes).way == NATURAL for leaf in leaves):
+        return [Part(leaves, expression, estimate(expression, shape, lanes))]
+    if isinstance(expression, Union):
+        return _parts(expression.left, shape, lanes) + _parts(expression.right, shape, lanes)
+    split: list[tuple[tuple[Pattern, ...], Pattern]]
+    if isinstance(expression, Difference):
+        found = [(part.leaves, part.expression) for part in _parts(expression.left, shape, lanes)]
+        split = [(of, Difference(own, expression.right)) for of, own in found]
+    elif isinstance(expression, Intersection):
+        left, right = (_parts(side, shape, lanes) for side in (expression.left, expression.right))
+        split = [(a.leaves + b.leaves, Intersection(a.expression, b.expression)) for a in left for b in right]
+    else:
+        split = [((expression,), expression)]
+    return [Part(of, own, choose(own, of, shape, lanes)) for of, own in split]
+
+
+def _positive(expression: Pattern) -> Iterator[Pattern]:
+    """The leaves that add pairs: not those that are subtracted."""
+    if isinstance(expression, Difference):
+        yield from _positive(expression.left)
+    elif isinstance(expression, _Joined):
+        yield from _positive(expression.left)
+        yield from _positive(expression.right)
+    else:
+        yield expression
+
+
+def _is_in_pieces(leaf: Pattern, shape: Shape) -> bool:
+    """Whether columns lie so scattered that cutting every tile's runs at them would cost more than lists of keys."""
+    return isinstance(leaf, WholeColumns) and len(leaf.stretches(shape)[0]) > _PIECES
+
+
+def _key_sets(parts: list[tuple[Pattern | None, Pattern]], shape: Shape) -> Iterator[tuple[Ints, list[Pattern]]]:
+    """Lists of keys on which all columns are constant, each with the parts that it belongs to (driver None: all)."""
+    drivers = [driver for driver, _ in parts if driver is not None]
+    leaves = [leaf for _, own in parts for leaf in own._leaves() if _is_in_pieces(leaf, shape)]
+    columns = [leaf for leaf in dict.fromkeys(drivers + leaves) if isinstance(leaf, WholeColumns)]
+    if not columns:
+        return
+    members = [leaf.members(shape) for leaf in columns]
+    special = np.unique(np.concatenate(members))
+    inside = np.stack([np.isin(special, keys) for keys in members], axis=1)
+    codes, which = np.unique(inside, axis=0, return_inverse=True)
+    for number, code in enumerate(codes):
+        on = {leaf for leaf, there in zip(columns, code, strict=True) if there}
+        own = [expression for driver, expression in parts if driver is None or driver in on]
+        if own:
+            yield special[which.ravel() == number], own
+    everywhere = [expression for driver, expression in parts if driver is None]
+    if everywhere:
+        yield np.delete(np.arange(shape.n_k), special), everywhere
