@@ -17,7 +17,7 @@ import numpy as np
 
 from subquad.kernels import layout
 from subquad.kernels.layout import NO_LIST
-from subquad.patterns.block_lists import expand
+from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Ints
 from subquad.plan.tables import Block, Plan, TiledPhase
 
@@ -54,29 +54,32 @@ def waves(plan: Plan, number: int, cost: float) -> list[list[Block]]:
     if (number, cost) not in plan._waves:
         phase = plan.phases[number]
         assert isinstance(phase, TiledPhase)
-        in_order = phase.runs[:, layout.KEY_LIST] == NO_LIST
         found: list[list[Block]] = []
-        if in_order.any():
-            found += _coloured(*_blocks(_visits(phase, in_order), len(phase.tiles), cost))
-        if not in_order.all():  # a listed key may lie in any cell: lists have waves of their own, after the others
-            found += _coloured(*_blocks(_visits(phase, ~in_order), len(phase.tiles), cost, one_cell=True))
+        # A listed key has a place of its own in one list, and may lie in any cell beside: so lists have waves of their
+        # own, after the others.
+        for listed in (False, True):
+            visits = _visits(phase, listed)
+            if len(visits.tile):
+                found += _coloured(*_blocks(visits, len(phase.tiles), cost))
         plan._waves[number, cost] = found
     return plan._waves[number, cost]
 
 
-def _visits(phase: TiledPhase, chosen: Ints) -> _Visits:
-    runs, tiles = phase.runs[chosen], phase.tiles
-    tile = np.repeat(np.arange(len(tiles)), tiles[:, layout.RUN_END] - tiles[:, layout.RUN_BEGIN])[chosen]
-    begin = runs[:, layout.AXIS]
-    return _Visits(tile, begin, begin + runs[:, layout.KEY_COUNT], runs[:, layout.FIRST_KEY] % runs[:, layout.KEY_STEP])
+def _visits(phase: TiledPhase, listed: bool) -> _Visits:
+    begin, count = phase.tiles[:, layout.RUN_BEGIN], phase.tiles[:, layout.RUN_END] - phase.tiles[:, layout.RUN_BEGIN]
+    run, tile = expand(begin, count), np.repeat(np.arange(len(begin)), count)  # tiles may share their runs
+    chosen = (phase.runs[run, layout.KEY_LIST] != NO_LIST) == listed
+    tile, runs = tile[chosen], phase.runs[run[chosen]]
+    place = runs[:, layout.AXIS]
+    return _Visits(tile, place, place + runs[:, layout.KEY_COUNT], runs[:, layout.FIRST_KEY] % runs[:, layout.KEY_STEP])
 
 
-def _blocks(visits: _Visits, n_tiles: int, cost: float, one_cell: bool = False) -> tuple[list[Block], list[Ints]]:
+def _blocks(visits: _Visits, n_tiles: int, cost: float) -> tuple[list[Block], list[Ints]]:
     """Blocks of about equal work, and the cells of each, as keys."""
     work = np.bincount(visits.tile, cost * (visits.end - visits.begin), n_tiles)
     n_blocks = max(1, math.ceil(work.sum() / _BLOCK_FLOPS))
-    cells = _cells(visits, _chunks(work, n_blocks), 1 if one_cell else _CELLS * n_blocks)
-    if one_cell or cells.depth <= 3 or 2 * cells.depth <= n_blocks:
+    cells = _cells(visits, _chunks(work, n_blocks), _CELLS * n_blocks)
+    if cells.depth <= 3 or 2 * cells.depth <= n_blocks:
         first = np.nonzero(np.diff(cells.chunk, prepend=-1))[0]
         begin, end = np.full(len(first), cells.edges[0]), np.full(len(first), cells.edges[-1])
     else:
