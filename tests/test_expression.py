@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from subquad import Banded, BlockSparse, Causal, Dense, Global, Random, Strided, bigbird, longformer, patterns
+from subquad import (
+    Banded,
+    BlockSparse,
+    Causal,
+    Columns,
+    Dense,
+    Global,
+    LogSparse,
+    Neighborhood,
+    Packed,
+    Random,
+    Strided,
+    bigbird,
+    longformer,
+    patterns,
+    sparse_transformer_fixed,
+)
 from subquad.expression import NAMES, parse_pattern
 
 
@@ -21,6 +37,13 @@ from subquad.expression import NAMES, parse_pattern
         ("longformer(256, range(2, 16, 2))", longformer(256, range(2, 16, 2))),
         ("bigbird(64)", bigbird(64)),
         ("BlockSparse([[1, 0], [1, 1]], block=8)", BlockSparse([[1, 0], [1, 1]], block=8)),
+        ("LogSparse() | Columns(64, width=8)", LogSparse() | Columns(64, 8)),
+        ("Packed([3, 4]) & Causal()", Packed([3, 4]) & Causal()),
+        (
+            "Neighborhood((8, 8), 3, dilation=(1, 2), causal=[True, False])",
+            Neighborhood((8, 8), 3, (1, 2), (True, False)),
+        ),
+        ("sparse_transformer_fixed(64, 2)", sparse_transformer_fixed(64, 2)),
         # Python's precedence: - before & before |.
         ("Causal() | Strided(3) & Banded(9) - Banded(1)", Causal() | Strided(3) & Banded(9) - Banded(1)),
         ("(Causal() | Strided(3)) & Banded(9)", (Causal() | Strided(3)) & Banded(9)),

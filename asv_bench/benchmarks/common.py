@@ -20,7 +20,18 @@ PATTERNS = {
     "random": subquad.Random(64, seed=0),
     "longformer": subquad.longformer(256, range(16)),
     "bigbird": subquad.bigbird(64),
+    "fixed": subquad.sparse_transformer_fixed(64, 2),
 }
+# Patterns made for one n, a multiple of 1024.
+SIZED = {
+    "packed": lambda n: subquad.Packed([1000, 24] * (n // 1024)) & subquad.Causal(),
+    "neighborhood": lambda n: subquad.Neighborhood((n // 64, 64), 7),
+}
+
+
+def pattern_of(name: str, n: int) -> subquad.Pattern:
+    """The pattern of that name, at this length."""
+    return SIZED[name](n) if name in SIZED else PATTERNS[name]
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import subquad
 
-from .common import PATTERNS, THREADS, inputs, warm
+from .common import PATTERNS, SIZED, THREADS, inputs, pattern_of, warm
 
 
 class Pattern:
@@ -11,13 +11,13 @@ class Pattern:
     version = "1"
     timeout = 120
     param_names = ("pattern", "n")
-    params = (list(PATTERNS), [2048, 8192])
+    params = ([*PATTERNS, *SIZED], [2048, 8192])
 
     def setup(self, name, n):
-        warm(PATTERNS[name], n)
+        warm(pattern_of(name, n), n)
 
     def time_attention(self, name, n):
-        subquad.attention(*inputs(n), PATTERNS[name], num_threads=THREADS)
+        subquad.attention(*inputs(n), pattern_of(name, n), num_threads=THREADS)
 
 
 class Window:

@@ -2,7 +2,7 @@
 
 from subquad.plan import cache_clear
 
-from .common import PATTERNS
+from .common import pattern_of
 
 
 class Build:
@@ -11,19 +11,19 @@ class Build:
     number = 1
     repeat = (3, 20, 5.0)
     param_names = ("pattern",)
-    params = (["strided", "random", "longformer", "bigbird"],)
+    params = (["strided", "random", "longformer", "bigbird", "packed"],)
     n = 65_536
 
     def setup(self, name):
         cache_clear()
 
     def time_plan(self, name):
-        PATTERNS[name].plan(self.n, self.n)
+        pattern_of(name, self.n).plan(self.n, self.n)
 
     def track_bytes_per_pair(self, name):
         """Far below the 8 bytes a pair that a list of its column indices would take, but for random keys."""
-        plan = PATTERNS[name].plan(self.n, self.n)
-        return plan.nbytes / PATTERNS[name].nnz(self.n, self.n)
+        plan = pattern_of(name, self.n).plan(self.n, self.n)
+        return plan.nbytes / plan.nnz
 
 
 Build.track_bytes_per_pair.unit = "bytes/pair"
