@@ -122,9 +122,9 @@ def test_a_poisoned_head_stays_alone(rng, name):
         assert_same_bits(grad[apart], was[apart])
 
 
-@pytest.mark.parametrize("pattern", [Dense(), Banded(1), Strided(2), Random(4, 0)], ids=repr)
+@pytest.mark.parametrize("pattern", [Dense(), Banded(1), Banded(0), Strided(2), Strided(40), Random(4, 0)], ids=repr)
 def test_a_key_of_score_minus_infinity_has_no_weight(rng, pattern):
-    """The weight is 0: its value gets no gradient, and no other row or key notices."""
+    """The weight is 0, even of a row that sees no other key: no gradient for its value, and no one else notices."""
     query, value = np.ones((40, 1), np.float32), rng.standard_normal((40, 3)).astype(np.float32)
     key, grad_out = np.zeros((40, 1), np.float32), rng.standard_normal((40, 3)).astype(np.float32)
     key[4] = -np.inf
