@@ -54,10 +54,10 @@ MIN_RANGE = 4.0
 FLOOR = 1e-3
 #: A relative error of the best model above which no order is said to fit.
 WORST_ERROR = 0.25
-#: A larger order must be better by so much in AICc than a smaller one (its evidence e^1.5 times larger) to be chosen.
-PARSIMONY = 3.0
-#: Orders whose AICc is within so much of the best (evidence ratio 20) are rivals: the data do not rule them out.
-RIVAL = 6.0
+#: A larger order must be better by so much in AICc than a smaller one (its evidence e^2.5 times larger) to be chosen.
+PARSIMONY = 5.0
+#: Orders whose AICc is within so much of the best (evidence ratio 55) are rivals: the data do not rule them out.
+RIVAL = 8.0
 #: A rival's leading term must make at least so much of y at the largest n: 1 + n/1000 is no rival of 1.
 RIVAL_SHARE = 0.25
 #: A free exponent is a class of its own only where it is so far from those of the candidates, and so much better.
@@ -180,8 +180,8 @@ def fit(n: npt.ArrayLike | Mapping[str, npt.ArrayLike], y: npt.ArrayLike, *, see
     Notes
     -----
     Each order is fitted by non-negative least squares of relative residuals, alone and with a constant beside it (from
-    n² on also with a linear term), and the models are compared by AICc [1]_. The smallest order within 3 of the best is
-    chosen; those within 6 are rivals, and the order can be told where there are none. `docs/complexity.md` has the
+    n² on also with a linear term), and the models are compared by AICc [1]_. The smallest order within 5 of the best is
+    chosen; those within 8 are rivals, and the order can be told where there are none. `docs/complexity.md` has the
     error rates. Time O(points), about 10 ms; nothing is random but the bootstrap.
 
     References
