@@ -70,8 +70,13 @@ def rates(notation: str, trials: int, points: int, *, noise: float = 0.05, overh
         low, high = result.interval
         covered = low - 0.01 <= order.rank[0] <= high + 0.01  # the grid of exponents has steps of 0.02
         found.append(
-            (right, not right and result.distinguishable, not result.distinguishable, covered)
-            + (big_o_is_right(n, y, order),)
+            (
+                right,
+                not right and result.distinguishable,
+                not result.distinguishable,
+                covered,
+                big_o_is_right(n, y, order),
+            )
         )
     return Rates(*(float(share) for share in np.mean(found, axis=0)))
 

@@ -9,6 +9,7 @@
 
 from subquad import reference
 from subquad.attention import attention, merge
+from subquad.multihead import MultiHeadAttention
 from subquad.patterns import (
     Banded,
     BlockSparse,
@@ -33,6 +34,7 @@ __all__ = [
     "Causal",
     "Dense",
     "Global",
+    "MultiHeadAttention",
     "Pattern",
     "Random",
     "SparseScores",

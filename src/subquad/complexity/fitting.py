@@ -64,7 +64,8 @@ RIVAL_SHARE = 0.25
 OWN_CLASS = (0.1, 4.0)
 
 _EXPONENTS = np.arange(0, 8.001, 0.02)
-_RESAMPLES = 400
+_RESAMPLES = 300
+_NEAR = 1.5  # resampled exponents are looked for so far from the one found
 
 
 @dataclass(frozen=True)
@@ -318,22 +319,22 @@ def _free_exponent(n: Floats, y: Floats, seed: int) -> tuple[float, tuple[float,
 
     Relative residuals are drawn again and the whole choice is made anew for each of the series so made.
     """
-    basis = np.exp(_EXPONENTS[:, None] * np.log(n / n[-1]))
-    exponent, criterion, prediction = _best_power(basis, y, np.ones((1, len(y))))
+    exponent, criterion, prediction = _best_power(_EXPONENTS, n, y, np.ones((1, len(y))))
     fitted = prediction[0]
     residuals = y / fitted - 1
     residuals = (residuals - residuals.mean()) * np.sqrt(len(y) / (len(y) - 2))
     rng = np.random.default_rng(seed)
     series = 1 + rng.choice(residuals, (_RESAMPLES, len(y)))
-    resampled, _, _ = _best_power(basis, fitted, np.maximum(series, 0))
+    near = np.abs(_EXPONENTS - exponent[0]) <= _NEAR
+    resampled, _, _ = _best_power(_EXPONENTS[near], n, fitted, np.maximum(series, 0))
     low, high = np.quantile(resampled, [0.025, 0.975])
     value = float(exponent[0])
     return value, (min(float(low), value), max(float(high), value)), float(criterion[0])
 
 
-def _best_power(basis: Floats, weights: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
+def _best_power(exponents: Floats, n: Floats, weights: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
     """For each series target * weights: exponent, AICc and prediction of the better model."""
-    n_points = target.shape[1]
+    n_points, basis = target.shape[1], np.exp(exponents[:, None] * np.log(n / n[-1]))
     columns, series = basis / weights, np.arange(len(target))
     alone, beside = one_term(columns, target), two_terms(1 / weights, columns, target)
     best = [solution.rss.argmin(axis=0) for solution in (alone, beside)]
@@ -346,7 +347,7 @@ def _best_power(basis: Floats, weights: Floats, target: Floats) -> tuple[Floats,
     a = np.where(use_beside, beside.first[k, series], 0)
     b = np.where(use_beside, beside.second[k, series], alone.second[k, series])
     prediction = a[:, None] + b[:, None] * basis[k]
-    return _EXPONENTS[k], np.minimum(*criteria), prediction
+    return exponents[k], np.minimum(*criteria), prediction
 
 
 def _own_class(n: Floats, y: Floats, exponent: float, free: float, best: float) -> Candidate | None:

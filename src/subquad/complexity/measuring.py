@@ -22,7 +22,7 @@ from subquad.complexity.orders import Order, parse_order
 Progress = Callable[[int, int, str], None]
 
 #: A sample of a fast function is so many seconds of repeated calls: the clock has a resolution, and so has the machine.
-SAMPLE_SECONDS = 1e-3
+SAMPLE_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def measure(
     repeats: int = 5,
     budget: float = 20.0,
     memory: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> Measurement:
     """Time ``fn(n)``, or ``fn(setup(n))``, at growing n.
@@ -102,6 +103,9 @@ def measure(
     memory : bool, optional
         Measure the peak of memory too, each n in a process of its own (a second each); `fn` and `setup` must then be
         functions that another process can import.
+    clock : callable, optional
+        What is read before and after; by default the time on the wall. ``time.process_time`` counts the processor time
+        of this process, whatever else the machine does meanwhile; sleeping and waiting take none of it.
     progress : callable, optional
         Told before each sample: how many are done, how many there are, and what comes next.
 
@@ -127,7 +131,7 @@ def measure(
     if memory:
         _check_importable(fn, setup)
     total = repeats * len(sizes) + (len(sizes) if memory else 0)
-    samplers, skipped = _first_round(fn, setup, sizes, budget, progress, total)
+    samplers, skipped = _first_round(fn, setup, sizes, budget, clock, progress, total)
     end, done = time.perf_counter() + budget - sum(s.spent for s in samplers), len(sizes)
     for _ in range(repeats - 1):
         for sampler in samplers:
@@ -151,8 +155,8 @@ def measure(
 class _Sampler:
     """One n: how many calls make a sample, and the least time of one so far."""
 
-    def __init__(self, fn: Callable[[Any], object], argument: Any, n: int) -> None:
-        self.fn, self.argument, self.n = fn, argument, n
+    def __init__(self, fn: Callable[[Any], object], argument: Any, n: int, clock: Callable[[], float]) -> None:
+        self.fn, self.argument, self.n, self.clock = fn, argument, n, clock
         start = time.perf_counter()
         fn(argument)  # the warm-up: first touches of memory, compilers, plans
         warm = time.perf_counter()
@@ -166,10 +170,10 @@ class _Sampler:
 
     def sample(self) -> None:
         calls, fn, argument = range(self.calls), self.fn, self.argument
-        start = time.perf_counter()
+        start = self.clock()
         for _ in calls:
             fn(argument)
-        self.least = min(self.least, (time.perf_counter() - start) / self.calls)
+        self.least = min(self.least, max(self.clock() - start, 1e-9) / self.calls)
 
 
 def _first_round(
@@ -177,6 +181,7 @@ def _first_round(
     setup: Callable[[int], Any] | None,
     sizes: list[int],
     budget: float,
+    clock: Callable[[], float],
     progress: Progress | None,
     total: int,
 ) -> tuple[list[_Sampler], list[int]]:
@@ -188,18 +193,18 @@ def _first_round(
             return samplers, sizes[k:]
         if progress:
             progress(k, total, f"n = {n:,}")
-        samplers.append(_Sampler(fn, setup(n) if setup else n, n))
+        samplers.append(_Sampler(fn, setup(n) if setup else n, n, clock))
     return samplers, []
 
 
 def _predicted(samplers: list[_Sampler], n: int) -> float:
-    """Seconds of the first sample at the next n: three calls, growing as between the last two sizes, at least linearly."""
+    """Seconds of the first sample at the next n: three calls, growing as the last two did, at least linearly."""
     last = samplers[-1]
     growth = 1.0
     if len(samplers) > 1:
         before = samplers[-2]
-        growth = max(1.0, math.log(last.least / before.least) / math.log(last.n / before.n))
-    return 3 * max(last.least * (n / last.n) ** growth, SAMPLE_SECONDS)
+        growth = max(growth, math.log(last.least / before.least) / math.log(last.n / before.n))
+    return 3 * max(last.least * math.pow(n / last.n, growth), SAMPLE_SECONDS)
 
 
 def _memory_of(fn: Callable[[Any], object], setup: Callable[[int], Any] | None, n: int, smallest: int) -> int:
@@ -243,12 +248,13 @@ def assert_scales(
     tolerance: float = 0.1,
     repeats: int = 5,
     budget: float = 20.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Fit:
     """Raise AssertionError where the time of ``fn(n)`` grows faster than an order: for your own tests.
 
     Parameters
     ----------
-    fn, ns, setup, repeats, budget
+    fn, ns, setup, repeats, budget, clock
         As for `measure`.
     order : Order or str
         Such as ``"O(n log n)"``: an upper bound, as O() is.
@@ -278,7 +284,7 @@ def assert_scales(
     True
     """
     declared = parse_order(order)
-    measurement = measure(fn, ns, setup=setup, repeats=repeats, budget=budget, memory=memory)
+    measurement = measure(fn, ns, setup=setup, repeats=repeats, budget=budget, memory=memory, clock=clock)
     found = measurement.fit_memory() if memory else measurement.fit()
     if found.reason.startswith("n grows"):
         raise ValueError(f"ns: {found.reason}")

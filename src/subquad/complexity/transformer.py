@@ -119,8 +119,8 @@ def transformer_cost(config: Any, n: int, pattern: Pattern, *, dtype: Any = "flo
     Notes
     -----
     Normalisations, activations, softmax and biases are left out: O(n hidden) each. Attention overtakes the rest at
-    ``n = 2 hidden + 3/2 feed_forward + vocabulary / (2 layers)`` for a dense pattern and a gated feed-forward (1 instead
-    of 3/2 without the gate), at twice that for a causal one, and never in a window of fewer keys.
+    ``n = 2 hidden + 3/2 feed_forward + vocabulary / (2 layers)`` for a dense pattern and a gated feed-forward (1
+    instead of 3/2 without the gate), at twice that for a causal one, and never in a window of fewer keys.
 
     Examples
     --------
