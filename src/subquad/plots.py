@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def plot_pattern(
     picture = raster(pattern, n_q, n_k, pixels, pixels)
     shown = np.where(picture > 0, FAINTEST + (1 - FAINTEST) * picture, 0)
     _heatmap(ax, shown, n_q, n_k, largest=1.25)
-    ax.set_title(_short(repr(pattern)), fontsize=10)
+    ax.set_title("\n".join(textwrap.wrap(repr(pattern), 46, max_lines=2, placeholder=" ...")), fontsize=9)
     return ax
 
 
@@ -129,7 +130,7 @@ def plot_heads(
     n_heads = weights.data.shape[-2]
     heads: list[Any] = [h if weights.data.ndim == 2 else (batch, h) for h in range(n_heads)]
     if axes is None:
-        axes = _grid(n_heads)
+        axes = grid(n_heads)
     elif len(axes) != n_heads:
         raise ValueError(f"axes must hold one Axes for each of {n_heads} heads; got {len(axes)}")
     pixels = _room(axes[0]) if pixels is None else pixels
@@ -174,12 +175,24 @@ def plot_scaling(
         ax.plot(found.n, found.y, marker, color=colour, markersize=5, label=f"{name}: {_verdict(found)}")
     ax.set_xscale("log")
     ax.set_yscale("log")
+    _mark_sizes(ax, np.unique(np.concatenate([found.n for found in fits.values()])))
     ax.set_xlabel("n")
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     return ax
+
+
+def _mark_sizes(ax: Axes, sizes: npt.NDArray[Any]) -> None:
+    """Ticks at measured sizes, as many as have room: a factor of 1.8 or a tenth of the axis apart."""
+    least = max(1.8, float(sizes[-1] / sizes[0]) ** 0.1)
+    kept: list[float] = []
+    for size in sizes.tolist():
+        if not kept or size >= 0.99 * least * kept[-1]:
+            kept.append(size)
+    ax.set_xticks(kept, [f"{size:,.0f}" for size in kept])
+    ax.set_xticks([], minor=True)
 
 
 def _verdict(found: Fit) -> str:
@@ -247,8 +260,9 @@ def _room(ax: Axes) -> int:
     return int(min(512, max(64, 0.75 * min(box.width, box.height))))
 
 
-def _grid(count: int) -> Sequence[Axes]:
-    columns = min(4, max(1, count))
+def grid(count: int, columns: int = 4) -> Sequence[Axes]:
+    """So many Axes of one new figure, side by side."""
+    columns = min(columns, max(1, count))
     rows = -(-count // columns)
     axes = np.ravel(_figure(2.6 * columns + 0.6, 2.7 * rows).subplots(rows, columns, squeeze=False))
     for unused in axes[count:]:
@@ -266,10 +280,6 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _whole_figure(axes: Axes) -> Any:

@@ -33,7 +33,7 @@ def raster(pattern: Pattern, n_q: int, n_k: int, height: int, width: int) -> Pic
     """What share of its pairs each pixel allows: float32 (height, width), 0 where no allowed pair was found.
 
     Up to height x width pairs there is a pixel for each pair, and the picture is exact. Beyond, a pixel stands for a
-    rectangle of pairs, and four query rows stand for all of its rows, the first and the last among them, and the rows of
+    rectangle of pairs, and four query rows stand for all of its rows, the first and the last among them, and rows of
     global tokens besides. Such a row is listed key by key where that is cheap, so a band or a column one key wide is
     never missed; of a row with many keys four in each pixel are tested.
 
