@@ -47,9 +47,10 @@ def two_terms(first: Floats, columns: Floats, target: Floats) -> Solution:
         a, b = (ss * ft - fs * st) / determinant, (ff * st - fs * ft) / determinant
     both = (determinant > 1e-12 * ff * ss) & (a >= 0) & (b >= 0)
     # otherwise the minimum lies on an edge: one of the terms alone
-    second_alone = st**2 / ss >= ft**2 / ff
-    a = np.where(both, a, np.where(second_alone, 0, np.maximum(ft, 0) / ff))
-    b = np.where(both, b, np.where(second_alone, np.maximum(st, 0) / ss, 0))
+    ft0, st0 = np.maximum(ft, 0), np.maximum(st, 0)
+    second_alone = st0**2 / ss >= ft0**2 / ff
+    a = np.where(both, a, np.where(second_alone, 0, ft0 / ff))
+    b = np.where(both, b, np.where(second_alone, st0 / ss, 0))
     tt = (target * target).sum(axis=1)
     rss = tt - 2 * (a * ft + b * st) + a * a * ff + 2 * a * b * fs + b * b * ss
     return Solution(np.maximum(rss, 0), a, b)

@@ -35,7 +35,8 @@ class Term:
     aicc: float
     #: Root of the mean squared relative residual.
     error: float
-    #: What the smallest of the products (without the constant) makes of y where it is largest.
+    #: Of a product beside a constant: what it makes of y where it is largest. Of a sum: what the smaller of the two makes
+    #: on average.
     share: float
 
 
@@ -79,7 +80,9 @@ def fit_several(n: Mapping[str, npt.ArrayLike], y: npt.ArrayLike, *, seed: int =
     sizes, values = _checked(n, y)
     models = sorted(_models(sizes, values, FLOOR), key=lambda model: model.aicc)
     best = models[0].aicc
-    chosen = min((m for m in models if m.aicc <= best + PARSIMONY), key=lambda m: (m.order.rank, m.aicc))
+    chosen = min(
+        (m for m in models if m.aicc <= best + PARSIMONY), key=lambda m: (m.order.rank, len(m.products), m.aicc)
+    )
     rivals = [m for m in models if m.order != chosen.order and m.aicc <= best + RIVAL and m.share >= RIVAL_SHARE]
     short = [name for name, size in sizes.items() if size.max() < MIN_RANGE * size.min()]
     reason = ""
@@ -130,6 +133,7 @@ def _models(sizes: Mapping[str, Floats], y: Floats, floor: float) -> Iterable[Te
 
 
 def _sums(sizes: Mapping[str, Floats], y: Floats, floor: float) -> Iterable[Term]:
+    """Pairs of products; which pair was chosen, out of hundreds, counts as a parameter."""
     names = list(sizes)
     few = [p for p in itertools.product(SUM_FACTORS, repeat=len(names)) if any(f is not CONSTANT for f in p)]
     columns = np.array([_value(product, sizes) for product in few])
@@ -139,9 +143,9 @@ def _sums(sizes: Mapping[str, Floats], y: Floats, floor: float) -> Iterable[Term
         if not (first > 0 and second > 0):
             continue
         parts = first * columns[i], second * columns[j]
-        shares = [float((part / (parts[0] + parts[1])).max()) for part in parts]
+        shares = [float((part / (parts[0] + parts[1])).mean()) for part in parts]
         order = _order([few[i], few[j]], names)
-        yield Term((few[i], few[j]), order, float(aicc(rss, len(y), 2, floor)), (rss / len(y)) ** 0.5, min(shares))
+        yield Term((few[i], few[j]), order, float(aicc(rss, len(y), 3, floor)), (rss / len(y)) ** 0.5, min(shares))
 
 
 def _value(product: Factors, sizes: Mapping[str, Floats]) -> Floats:
