@@ -12,7 +12,7 @@ from subquad import checks
 from subquad.inputs import checked_pattern
 from subquad.patterns.base import Pattern, Shape, checked_shape
 from subquad.patterns.global_tokens import Global
-from subquad.patterns.spans import Ints
+from subquad.patterns.spans import Bools, Ints
 
 Picture = npt.NDArray[np.float32]
 
@@ -24,7 +24,7 @@ LISTED = 40_000_000
 #: Token rows that are looked at beyond the sample.
 MOST_TOKENS = 4096
 #: Keys tested to guess the length of a row.
-MOST_TESTS = 8192
+MOST_TESTS = 4096
 #: Pairs tested at a time.
 BATCH = 1 << 18
 
@@ -52,12 +52,14 @@ def raster(pattern: Pattern, n_q: int, n_k: int, height: int, width: int) -> Pic
             picture[rows] = pattern._contains(i, j, shape)
         return picture
     edges, sampled = edges_of(shape.n_k, width), _sampled_rows(pattern, shape, height)
-    while batch := list(itertools.islice(sampled, max(1, BATCH // (ROWS * KEYS * width)))):
+    tests = min(MOST_TESTS, max(64, 2 * ROWS * height * shape.n_k // LISTED), shape.n_k)
+    while batch := list(itertools.islice(sampled, max(1, BATCH // (ROWS * max(tests, KEYS * width))))):
         rows = np.concatenate([rows for _, rows in batch])
         begins = np.cumsum([0, *(len(rows) for _, rows in batch[:-1])])
         most = np.full(len(rows), LISTED // (ROWS * height))
         most[begins] *= ROWS  # of denser rows one for each row of pixels: every second key would else be seen as specks
-        shares = _shares(pattern, rows, most, shape, edges)
+        few = _lengths(pattern, rows, tests, shape) <= most
+        shares = _shares(pattern, rows, few, shape, edges)
         counts = np.diff([*begins, len(rows)])
         picture[[u for u, _ in batch]] = np.add.reduceat(shares, begins, axis=0) / counts[:, None]
     return picture
@@ -91,11 +93,10 @@ def _token_rows(pattern: Pattern, shape: Shape) -> set[int]:
     return rows
 
 
-def _shares(pattern: Pattern, rows: Ints, most: Ints, shape: Shape, edges: Ints) -> npt.NDArray[np.float64]:
-    """For each query row the share of keys that each pixel allows, by listing rows that have about `most` or fewer."""
+def _shares(pattern: Pattern, rows: Ints, few: Bools, shape: Shape, edges: Ints) -> npt.NDArray[np.float64]:
+    """For each query row the share of keys that each pixel allows, by listing the rows that have few."""
     sizes = np.diff(edges)
     shares = np.empty((len(rows), len(sizes)))
-    few = _lengths(pattern, rows, shape, int(most.min())) <= most
     for k in np.nonzero(few)[0]:
         # fetched in the order of the keys: a row is sorted
         ends = np.searchsorted(pattern._row(int(rows[k]), shape), edges)
@@ -107,9 +108,8 @@ def _shares(pattern: Pattern, rows: Ints, most: Ints, shape: Shape, edges: Ints)
     return shares
 
 
-def _lengths(pattern: Pattern, rows: Ints, shape: Shape, resolution: int) -> npt.NDArray[np.float64]:
-    """About how many keys each row has, by testing two or more for every `resolution` of them."""
-    tests = min(MOST_TESTS, max(64, 2 * shape.n_k // max(1, resolution)), shape.n_k)
+def _lengths(pattern: Pattern, rows: Ints, tests: int, shape: Shape) -> npt.NDArray[np.float64]:
+    """About how many keys each row has, by testing some."""
     keys = _somewhere(edges_of(shape.n_k, tests), (len(rows),))
     found = pattern._contains(np.broadcast_to(rows[:, None], keys.shape), keys, shape)
     return np.asarray(found.mean(axis=1) * shape.n_k)

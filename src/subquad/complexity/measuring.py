@@ -131,8 +131,8 @@ def measure(
     if memory:
         _check_importable(fn, setup)
     total = repeats * len(sizes) + (len(sizes) if memory else 0)
+    end, done = time.perf_counter() + budget, len(sizes)
     samplers, skipped = _first_round(fn, setup, sizes, budget, clock, progress, total)
-    end, done = time.perf_counter() + budget - sum(s.spent for s in samplers), len(sizes)
     for _ in range(repeats - 1):
         for sampler in samplers:
             if time.perf_counter() + sampler.cost > end:
@@ -157,7 +157,6 @@ class _Sampler:
 
     def __init__(self, fn: Callable[[Any], object], argument: Any, n: int, clock: Callable[[], float]) -> None:
         self.fn, self.argument, self.n, self.clock = fn, argument, n, clock
-        start = time.perf_counter()
         fn(argument)  # the warm-up: first touches of memory, compilers, plans
         warm = time.perf_counter()
         fn(argument)
@@ -166,7 +165,6 @@ class _Sampler:
         self.least = math.inf
         self.cost = self.calls * once
         self.sample()
-        self.spent = time.perf_counter() - start
 
     def sample(self) -> None:
         calls, fn, argument = range(self.calls), self.fn, self.argument
@@ -189,7 +187,13 @@ def _first_round(
     samplers: list[_Sampler] = []
     start = time.perf_counter()
     for k, n in enumerate(sizes):
-        if samplers and time.perf_counter() - start + _predicted(samplers, n) > budget:
+        for _ in range(3):  # an outlier must not end it: the last size is measured again before the next is given up
+            left = budget - (time.perf_counter() - start)
+            if not samplers or _predicted(samplers, n) <= left:
+                break
+            if samplers[-1].cost <= left:
+                samplers[-1].sample()
+        else:
             return samplers, sizes[k:]
         if progress:
             progress(k, total, f"n = {n:,}")

@@ -35,8 +35,7 @@ class Term:
     aicc: float
     #: Root of the mean squared relative residual.
     error: float
-    #: Of a product beside a constant: what it makes of y where it is largest. Of a sum: what the smaller of the two makes
-    #: on average.
+    #: Of a product beside a constant: what it makes of y where it is largest; of a sum: the smaller part on average.
     share: float
 
 
