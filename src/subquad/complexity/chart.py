@@ -31,7 +31,7 @@ def chart(ax: Axes | None = None) -> Axes:
     Notes
     -----
     A power of n is a straight line here, its slope the exponent. Constants are left out, so heights say nothing; slopes
-    do. L-notation bends below every power of n in the end: it lies between polynomial and exponential in the digits of n.
+    do. L-notation bends below every power of n in the end: it is between polynomial and exponential in n's digits.
 
     Examples
     --------

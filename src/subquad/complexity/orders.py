@@ -248,8 +248,8 @@ FACTORIAL = Order(
     "Lu et al., Fantastically Ordered Prompts (2022), section 2; Yang et al., XLNet (2019), section 2.2",
 )
 
-#: The fourteen orders of the standard table, in the order of the table. That is the order of growth, but for L-notation:
-#: the table ranks it, and so does its `rank`, by the digits of n; in n itself it grows more slowly than any power.
+#: The fourteen orders of the standard table, in its order. That is the order of growth, but for L-notation: the table
+#: ranks it, and so does its `rank`, by the digits of n; in n itself it grows more slowly than any power.
 ORDERS: tuple[Order, ...] = (
     CONSTANT,
     INVERSE_ACKERMANN,
