@@ -155,7 +155,7 @@ def test_command(tmp_path):
     file = tmp_path / "figures.json"
     done = command("--quick", "--only", "subquad", "--cases", "banded-8", "--json", str(file))
     assert done.returncode == 0, done.stderr
-    assert "banded-8: Banded(8), n = 1024" in done.stdout
+    assert "banded-8: forward of Banded(8), n = 1024" in done.stdout
     assert json.loads(file.read_text())["settings"] == {"threads": 1, "quick": True, "dtype": "float32"}
 
 

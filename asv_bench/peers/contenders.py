@@ -1,8 +1,8 @@
-"""Who computes it: subquad and its peers, each behind the same three steps.
+"""Who computes it: subquad and its peers, each behind the same two steps.
 
 `prepare(case, arrays, threads)` does what is done once (masks, compilation, index tables) and returns the call to
-time with a function that turns its result into an array (heads, n, d). Torch keeps its inputs as tensors, so no
-conversion is timed.
+time with a function that turns its result into an array: the output (heads, n, d), or in training the three gradients
+(3, heads, n, d). Torch keeps its inputs as tensors, so no conversion is timed.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import numpy as np
 
 import subquad
 
-from .cases import Case
+from .cases import BACKWARD, FORWARD, TRAINING, Case
 from .masks import Refused, mask_mod
 
 
@@ -33,24 +33,53 @@ class Contender:
 
 
 def prepare_subquad(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
-    return Prepared(lambda: subquad.attention(*arrays, case.pattern, num_threads=threads), np.asarray)
+    query, key, value, grad_out = arrays
+    pattern = case.pattern
+    if case.work == FORWARD:
+        return Prepared(lambda: subquad.attention(query, key, value, pattern, num_threads=threads), np.asarray)
+
+    def forward() -> tuple[np.ndarray, np.ndarray]:
+        return subquad.attention(query, key, value, pattern, return_lse=True, num_threads=threads)
+
+    kept = forward()
+
+    def call() -> tuple[np.ndarray, ...]:
+        out, lse = kept if case.work == BACKWARD else forward()
+        return subquad.attention_backward(grad_out, query, key, value, out, lse, pattern, num_threads=threads)
+
+    return Prepared(call, np.stack)
 
 
-def torch_inputs(arrays: list[np.ndarray], threads: int) -> list[Any]:
-    """Tensors (1, heads, n, d). Without autograd, whose bookkeeping FlexAttention does not support on a CPU."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    return [torch.from_numpy(array)[None] for array in arrays]
+Build = Callable[..., Callable[[], Any]]
 
 
-def first_of_batch(tensor: Any) -> np.ndarray:
-    return tensor[0].numpy()
+def on_torch(build: Build) -> Callable[[Case, list[np.ndarray], int], Prepared]:
+    """`build(case, query, key, value)` gets tensors (1, heads, n, d) and returns the call that gives the output."""
+
+    def prepare(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
+        import torch
+
+        torch.set_num_threads(threads)
+        # Elsewhere without autograd, whose bookkeeping FlexAttention does not support on a CPU.
+        torch.set_grad_enabled(case.work == TRAINING)
+        *inputs, grad_out = (torch.from_numpy(array)[None] for array in arrays)
+        if case.work == FORWARD:
+            return Prepared(build(case, *inputs), lambda tensor: tensor[0].numpy())
+        if case.work == BACKWARD:
+            raise Refused("torch does not keep a graph for a backward alone: see the case of forward and backward")
+        for tensor in inputs:
+            tensor.requires_grad_()
+        forward = build(case, *inputs)
+
+        def call() -> list[Any]:
+            return torch.autograd.grad(forward(), inputs, grad_out)
+
+        return Prepared(call, lambda grads: np.concatenate([grad.numpy() for grad in grads]))
+
+    return prepare
 
 
-def prepare_flex(case: Case, arrays: list[np.ndarray], threads: int, block: int = 128) -> Prepared:
-    query, key, value = torch_inputs(arrays, threads)
+def build_flex(case: Case, query: Any, key: Any, value: Any, block: int = 128) -> Callable[[], Any]:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -60,7 +89,7 @@ def prepare_flex(case: Case, arrays: list[np.ndarray], threads: int, block: int 
     torch._dynamo.reset()
     block_mask = create_block_mask(allowed, None, None, case.n, case.n, device="cpu", BLOCK_SIZE=block)
     compiled = torch.compile(flex_attention, dynamic=False)
-    return Prepared(lambda: compiled(query, key, value, block_mask=block_mask), first_of_batch)
+    return lambda: compiled(query, key, value, block_mask=block_mask)
 
 
 def refuse_if_too_large(n: int) -> None:
@@ -75,28 +104,25 @@ def refuse_if_too_large(n: int) -> None:
         raise Refused(f"create_block_mask needs {needed / 1e9:.1f} GB at n = {n}, {free / 1e9:.1f} GB are free")
 
 
-def prepare_flex_tuned(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
-    return prepare_flex(case, arrays, threads, block=case.flex_block)
+def build_flex_tuned(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
+    return build_flex(case, query, key, value, block=case.flex_block)
 
 
-def prepare_sdpa_mask(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
-    query, key, value = torch_inputs(arrays, threads)
+def build_sdpa_mask(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     mask = torch.from_numpy(case.dense_mask())
-    return Prepared(lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask), first_of_batch)
+    return lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def prepare_sdpa_dense(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
-    query, key, value = torch_inputs(arrays, threads)
+def build_sdpa_dense(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
     from torch.nn.functional import scaled_dot_product_attention
 
-    return Prepared(lambda: scaled_dot_product_attention(query, key, value), first_of_batch)
+    return lambda: scaled_dot_product_attention(query, key, value)
 
 
-def prepare_local_attention(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
-    query, key, value = torch_inputs(arrays, threads)
+def build_local_attention(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
     from local_attention import LocalAttention
 
     if case.n % case.size:
@@ -104,29 +130,27 @@ def prepare_local_attention(case: Case, arrays: list[np.ndarray], threads: int) 
     module = LocalAttention(
         window_size=case.size, look_backward=1, look_forward=1, exact_windowsize=True, use_rotary_pos_emb=False
     )
-    return Prepared(lambda: module(query, key, value), first_of_batch)
+    return lambda: module(query, key, value)
 
 
-def prepare_gather(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
+def build_gather(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
     """Each row's keys and values gathered, then two einsums; `index_select` was the fastest of three gathers."""
-    query, key, value = (tensor[0] for tensor in torch_inputs(arrays, threads))
     import torch
 
     flat = torch.from_numpy(np.concatenate([case.pattern.row(i, case.n, case.n) for i in range(case.n)]))
-    gathered_shape = (case.heads, case.n, -1, case.d)
+    gathered_shape = (1, case.heads, case.n, -1, case.d)
 
     def call() -> Any:
-        keys = key.index_select(1, flat).view(gathered_shape)
-        weights = torch.einsum("hnd,hnmd->hnm", query, keys).mul_(case.d**-0.5).softmax(-1)
-        values = value.index_select(1, flat).view(gathered_shape)
-        return torch.einsum("hnm,hnmd->hnd", weights, values)
+        keys = key.index_select(2, flat).view(gathered_shape)
+        weights = (torch.einsum("bhnd,bhnmd->bhnm", query, keys) * case.d**-0.5).softmax(-1)
+        values = value.index_select(2, flat).view(gathered_shape)
+        return torch.einsum("bhnm,bhnmd->bhnd", weights, values)
 
-    return Prepared(call, lambda tensor: tensor.numpy())
+    return call
 
 
-def prepare_longformer(case: Case, arrays: list[np.ndarray], threads: int) -> Prepared:
+def build_longformer(case: Case, *tensors: Any) -> Callable[[], Any]:
     """Hugging Face's layer with its projections replaced by the given tensors, which takes their time off."""
-    tensors = torch_inputs(arrays, threads)
     import torch
     from transformers import LongformerConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
@@ -164,36 +188,38 @@ def prepare_longformer(case: Case, arrays: list[np.ndarray], threads: int) -> Pr
         "is_global_attn": case.global_tokens > 0,
     }
 
-    def output(result: tuple[Any, ...]) -> np.ndarray:
-        return result[0].view(case.n, case.heads, case.d).transpose(0, 1).numpy()
+    def call() -> Any:
+        return layer(hidden, **arguments)[0].view(1, case.n, case.heads, case.d).transpose(1, 2)
 
-    return Prepared(lambda: layer(hidden, **arguments), output)
+    return call
 
 
 CONTENDERS = (
     Contender("subquad", "this library", prepare_subquad),
-    Contender("flex", "FlexAttention, compiled, default blocks of 128", prepare_flex, ("torch",)),
+    Contender("flex", "FlexAttention, compiled, default blocks of 128", on_torch(build_flex), ("torch",)),
     Contender(
         "flex-tuned",
         "FlexAttention, compiled, the block size that suits it best",
-        prepare_flex_tuned,
+        on_torch(build_flex_tuned),
         ("torch",),
     ),
-    Contender("sdpa-mask", "scaled_dot_product_attention with a boolean mask", prepare_sdpa_mask, ("torch",)),
-    Contender("sdpa-dense", "scaled_dot_product_attention, all pairs", prepare_sdpa_dense, ("torch",), same_work=False),
+    Contender("sdpa-mask", "scaled_dot_product_attention with a boolean mask", on_torch(build_sdpa_mask), ("torch",)),
+    Contender(
+        "sdpa-dense", "scaled_dot_product_attention, all pairs", on_torch(build_sdpa_dense), ("torch",), same_work=False
+    ),
     Contender(
         "hf-longformer",
         "Hugging Face LongformerSelfAttention, projections taken off",
-        prepare_longformer,
+        on_torch(build_longformer),
         ("torch", "transformers"),
         frozenset({"banded", "longformer"}),
     ),
     Contender(
         "local-attention",
         "local-attention with the exact window",
-        prepare_local_attention,
+        on_torch(build_local_attention),
         ("torch", "local_attention"),
         frozenset({"banded"}),
     ),
-    Contender("gather", "torch index_select and einsum", prepare_gather, ("torch",), frozenset({"random"})),
+    Contender("gather", "torch index_select and einsum", on_torch(build_gather), ("torch",), frozenset({"random"})),
 )

@@ -7,7 +7,7 @@ from benchmarks.startup import first_call_seconds, import_ratio, imports_numba
 import subquad
 from subquad.complexity.memory import extra_memory
 
-from .cases import Case
+from .cases import TRAINING, Case
 from .masks import Refused
 from .measure import Effort, interleaved, median_of
 from .pinning import on_cores
@@ -20,7 +20,7 @@ def thread_scaling(case: Case, cores: list[int], effort: Effort) -> dict[str, fl
     """Two threads against one on the same cores, in turn."""
     if len(cores) < 2:
         raise Refused("one core is available")
-    arrays = case.inputs()
+    arrays = case.inputs()[:3]
     calls = {
         str(threads): lambda threads=threads: subquad.attention(*arrays, case.pattern, num_threads=threads)
         for threads in (1, 2)
@@ -43,7 +43,8 @@ def thread_scaling(case: Case, cores: list[int], effort: Effort) -> dict[str, fl
 
 def memory(case: Case, threads: int) -> dict[str, float]:
     """Plan and workspace, in a child process."""
-    used = extra_memory(case.pattern, case.n, d=case.d, heads=case.heads, num_threads=threads)
+    training = case.work == TRAINING
+    used = extra_memory(case.pattern, case.n, d=case.d, heads=case.heads, num_threads=threads, backward=training)
     scores = 4 * case.heads * case.n**2
     return {"MB beyond arrays": used / 1e6, "MB of n x n scores": scores / 1e6}
 

@@ -24,8 +24,9 @@ def header(comparison: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {release}" for name, release in machine["packages"].items() if release)
     lines = [
         f"{machine['processor']}, {machine['system']}, Python {machine['python']}, {packages}",
-        f"{threads} pinned thread(s), float32; useful GF/s = 4 d x pairs / time; medians of interleaved rounds",
-        "'/ subquad': time over subquad's; 'differs': largest difference from subquad's output",
+        f"{threads} pinned thread(s), float32; medians of interleaved rounds",
+        "useful GF/s = k d x pairs / time, k = 4 forward, 10 backward, 14 both",
+        "'/ subquad': time over subquad's; 'differs': largest difference from subquad's output (gradients)",
     ]
     for name, contender in comparison["contenders"].items():
         state = f"absent ({contender['absent']})" if contender["absent"] else "present"
@@ -35,8 +36,8 @@ def header(comparison: dict[str, Any]) -> str:
 
 def case_table(result: dict[str, Any], threads: int) -> str:
     lines = [
-        f"{result['case']}: {result['pattern']}, n = {result['n']}, {result['heads']} head(s), d = {result['d']},"
-        f" {result['pairs']:,} pairs"
+        f"{result['case']}: {result['work']} of {result['pattern']}, n = {result['n']}, {result['heads']} head(s),"
+        f" d = {result['d']}, {result['pairs']:,} pairs"
     ]
     if result["peak_gflops"] is not None:  # else no contender could do it
         lines.append(f"FMA peak {result['peak_gflops']:.1f} GF/s" + (core_share(result) if threads == 1 else ""))

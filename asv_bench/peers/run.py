@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import extras
-from .cases import CASE_NAMES, CASES, MEMORY_CASE, STARTUP, THREADS_CASE, Case, shortened
+from .cases import CASE_NAMES, CASES, MEMORY_CASE, STARTUP, THREADS_CASE, TRAINING_MEMORY_CASE, Case, shortened
 from .contenders import CONTENDERS
 from .masks import Refused
 from .measure import Effort
@@ -70,10 +70,11 @@ def compare(settings: Settings) -> dict[str, Any]:
 
 
 def extra_sections(settings: Settings) -> dict[str, Callable[[], dict[str, float]]]:
-    threads_case, memory_case = settings.shorten(THREADS_CASE), settings.shorten(MEMORY_CASE)
+    threads_case = settings.shorten(THREADS_CASE)
+    memory_cases = [settings.shorten(case) for case in (MEMORY_CASE, TRAINING_MEMORY_CASE)]
     sections = {
         THREADS_CASE.name: lambda: extras.thread_scaling(threads_case, list(settings.cores), settings.effort),
-        MEMORY_CASE.name: lambda: extras.memory(memory_case, settings.threads),
+        **{case.name: lambda case=case: extras.memory(case, settings.threads) for case in memory_cases},
         STARTUP: lambda: extras.startup(processes=1 if settings.quick else 9),
     }
     return {name: section for name, section in sections.items() if name in settings.cases}

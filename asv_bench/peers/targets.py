@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .cases import MEMORY_CASE, STARTUP, THREADS_CASE
+from .cases import MEMORY_CASE, STARTUP, THREADS_CASE, TRAINING_MEMORY_CASE
 
 #: Measured figures by (case, what), with `what` as in TARGETS.
 Figures = Mapping[tuple[str, str], float]
@@ -42,8 +42,12 @@ TARGETS = (
     Target("strided-128", OF_PEAK, least=0.55),
     Target("bigbird-64", OF_PEAK, least=0.55),
     Target("longformer-256", OF_PEAK, least=0.55),
+    Target("banded-256-backward", OF_PEAK, least=0.66),
+    Target("banded-256-training", OVER.format("sdpa-mask"), least=8),
+    Target("banded-256-training", OVER.format("hf-longformer"), least=6),
     Target(THREADS_CASE.name, "speed-up", least=1.75),
     Target(MEMORY_CASE.name, "MB beyond arrays", most=64),
+    Target(TRAINING_MEMORY_CASE.name, "MB beyond arrays", most=64),
     Target(STARTUP, "first call cold, s", most=6),
     Target(STARTUP, "first call warm, s", most=0.6),
     Target(STARTUP, "import over numpy", most=1.5),

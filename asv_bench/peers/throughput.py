@@ -41,6 +41,7 @@ class Entry:
 @dataclass
 class CaseResult:
     case: str
+    work: str
     pattern: str
     n: int
     heads: int
@@ -69,7 +70,7 @@ def run_case(
     case: Case, contenders: Sequence[Contender], threads: int, effort: Effort, progress: Progress
 ) -> CaseResult:
     """`contenders` starts with subquad, whose output is the one the others are compared with."""
-    result = CaseResult(case.name, repr(case.pattern), case.n, case.heads, case.d, case.pairs)
+    result = CaseResult(case.name, case.work, repr(case.pattern), case.n, case.heads, case.d, case.pairs)
     arrays = case.inputs()
     calls: dict[str, Callable[[], object]] = {}
     reference = None

@@ -8,7 +8,7 @@
 """
 
 from subquad import reference
-from subquad.attention import attention, merge
+from subquad.attention import attention, attention_backward, merge
 from subquad.multihead import MultiHeadAttention
 from subquad.patterns import (
     Banded,
@@ -40,6 +40,7 @@ __all__ = [
     "SparseScores",
     "Strided",
     "attention",
+    "attention_backward",
     "attention_scores",
     "attention_weights",
     "bigbird",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from subquad.inputs import (
     Array,
+    Inputs,
     check_size,
+    checked_gradients,
     checked_inputs,
     checked_out,
-    checked_pattern,
+    checked_patterns,
     checked_result,
     checked_scale,
     empty,
@@ -21,13 +24,16 @@ from subquad.patterns.bands import Dense
 from subquad.patterns.base import Pattern
 from subquad.threads import thread_count
 
+if TYPE_CHECKING:
+    from subquad.plan import Plan
+
 
 @overload
 def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = ...,
+    pattern: Pattern | Sequence[Pattern] = ...,
     *,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
@@ -41,7 +47,7 @@ def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = ...,
+    pattern: Pattern | Sequence[Pattern] = ...,
     *,
     scale: float | None = ...,
     return_lse: Literal[True],
@@ -54,7 +60,7 @@ def attention(
     query: npt.ArrayLike,
     key: npt.ArrayLike,
     value: npt.ArrayLike,
-    pattern: Pattern = Dense(),  # noqa: B008 - a frozen value
+    pattern: Pattern | Sequence[Pattern] = Dense(),  # noqa: B008 - a frozen value
     *,
     scale: float | None = None,
     return_lse: bool = False,
@@ -70,8 +76,9 @@ def attention(
     value : array, shape (..., n_k, d_v)
         float32 or float64; float16 and bfloat16 are computed in float32. Leading axes are none, (heads,) or
         (batch, heads); `query` may have a multiple of the heads of `key` (grouped-query attention). Any strides.
-    pattern : Pattern, optional
-        Which keys each query may attend. Query row i stands at position i + n_k - n_q.
+    pattern : Pattern or sequence of Pattern, optional
+        Which keys each query may attend. Query row i stands at position i + n_k - n_q. A sequence has one for each head
+        of `query`.
     scale : float, optional
         Factor of the scores; ``d ** -0.5`` by default.
     return_lse : bool, optional
@@ -110,28 +117,123 @@ def attention(
     """
     from subquad import forward  # plans and kernels are for who calls: importing subquad stays light
 
-    checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key, _required(value))
-    q, k, v = inputs.arrays
+    q, _, v = inputs.arrays
+    patterns = checked_patterns(pattern, q.shape[1])
     factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
     shape = (*inputs.leading, q.shape[2], v.shape[3])
     if out is not None:
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
     else:
         check_size(shape, inputs.compute_dtype, "output")
-    plan = checked.plan(q.shape[2], k.shape[2], itemsize=inputs.compute_dtype.itemsize)
+    plans = _plans(patterns, inputs)
 
     direct = out is not None and out.dtype == inputs.compute_dtype and _whole_strides(out)
     result = out if direct and out is not None else empty(shape, inputs.compute_dtype, "output")
-    lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or len(plan.phases) > 1 else None
+    several = any(len(plan.phases) > 1 for plan, _ in plans)
+    lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or several else None
     lead = q.shape[:2]
     rows = None if lse is None else lse.reshape(*lead, q.shape[2])
-    forward.run(plan, inputs, result[(None,) * (4 - result.ndim)], rows, factor, threads)
+    for plan, heads in plans:
+        forward.run(plan, inputs, heads, result[(None,) * (4 - result.ndim)], rows, factor, threads)
     if out is None:
         out = result.astype(inputs.dtype, copy=False)
     elif result is not out:
         out[...] = result
     return (out, lse) if return_lse and lse is not None else out
+
+
+def attention_backward(
+    grad_out: npt.ArrayLike,
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    out: npt.ArrayLike,
+    lse: npt.ArrayLike,
+    pattern: Pattern | Sequence[Pattern] = Dense(),  # noqa: B008 - a frozen value
+    *,
+    scale: float | None = None,
+    grad_lse: npt.ArrayLike | None = None,
+    num_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of `attention` with respect to query, key and value.
+
+    Parameters
+    ----------
+    grad_out : array, shape (..., n_q, d_v)
+        Gradient of a scalar with respect to `out`. Any strides.
+    query, key, value : array
+        As they were given to `attention`.
+    out : array, shape (..., n_q, d_v)
+    lse : array, shape (..., n_q)
+        What ``attention(..., return_lse=True)`` returned. Where attentions over parts of the keys were merged, the
+        merged `out` and `lse`: each part then gives its share of the gradients, and they add up.
+    pattern : Pattern or sequence of Pattern, optional
+        The pattern of that call.
+    scale : float, optional
+        The scale of that call; ``d ** -0.5`` by default.
+    grad_lse : array, shape (..., n_q), optional
+        Gradient with respect to `lse`; 0 by default.
+    num_threads : int, optional
+        Threads to use, as in `attention`. The result does not depend on it.
+
+    Returns
+    -------
+    grad_query, grad_key, grad_value : array
+        In the shapes and the dtype of query, key and value. A row with no allowed key gives and gets 0. Heads that
+        share a key sum their gradients.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        For what does not fit, before anything is computed.
+
+    Notes
+    -----
+    Time O(pairs x (3 d + 2 d_v)). Weights are recomputed from `lse`, so nothing of the size of the pairs is stored:
+    memory beyond inputs and results is O(threads x (d + d_v) + n_q) plus the plan. Pairs outside the pattern never
+    influence a gradient. Dao et al., "FlashAttention" (2022), algorithm 4; how gradients are summed in one order
+    without atomics is said in `subquad.plan.schedule`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subquad import Banded, attention, attention_backward
+    >>> x = np.random.default_rng(0).standard_normal((2, 1000, 64), dtype=np.float32)
+    >>> out, lse = attention(x, x, x, Banded(128), return_lse=True)
+    >>> grad_query, grad_key, grad_value = attention_backward(np.ones_like(out), x, x, x, out, lse, Banded(128))
+    >>> grad_key.shape
+    (2, 1000, 64)
+    """
+    from subquad import backward
+
+    inputs = checked_inputs(query, key, _required(value))
+    q, _, v = inputs.arrays
+    patterns = checked_patterns(pattern, q.shape[1])
+    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
+    given = {"grad_out": grad_out, "out": out, "lse": lse} | ({} if grad_lse is None else {"grad_lse": grad_lse})
+    of_out, result, sums, *of_lse = checked_gradients(given, inputs, q.shape[2], v.shape[3])
+    plans = _plans(patterns, inputs)
+
+    names = ("query", "key", "value")
+    named = zip(inputs.arrays, names, strict=True)
+    grads = [empty(x.shape, x.dtype, f"gradient of {name}", zero=True) for x, name in named]
+    with np.errstate(all="ignore"):  # what is not finite stays so, in its own rows
+        delta = np.einsum("bhnd,bhnd->bhn", of_out, result)
+        for x in of_lse:
+            delta -= x
+    for plan, heads in plans:
+        backward.run(plan, inputs, heads, backward.Gradients(of_out, sums, delta, *grads), factor, threads)
+    # the leading axes that the caller left out are dropped again
+    d_q, d_k, d_v = (x[(0,) * (2 - len(inputs.leading))].astype(inputs.dtype, copy=False) for x in grads)
+    return d_q, d_k, d_v
+
+
+def _plans(patterns: list[tuple[Pattern, Sequence[int]]], inputs: Inputs) -> list[tuple[Plan, Sequence[int]]]:
+    """The plan of every pattern, with the heads that follow it; all are made before any is run."""
+    q, k, *_ = inputs.arrays
+    itemsize = inputs.compute_dtype.itemsize
+    return [(pattern.plan(q.shape[2], k.shape[2], itemsize=itemsize), heads) for pattern, heads in patterns]
 
 
 def _required(value: Any) -> Any:

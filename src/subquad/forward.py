@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,33 +16,31 @@ from subquad.plan.tables import address
 from subquad.threads import share_out
 
 KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
-_GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
+GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
 
 
 class Heads(NamedTuple):
     """Where each head begins in some arrays of shape (batch, heads, ...)."""
 
-    n_heads: int
-    places: list[tuple[int, int, int, int]]  # address, strides of batch and head, heads that share one
+    places: list[tuple[int, int, int, int]]  # address, strides of batch and head, query heads that share one
 
     @classmethod
-    def of(cls, n_heads: int, arrays: list[tuple[Array | None, int]]) -> Heads:
-        """Arrays, None being nowhere, each with the number of the `n_heads` that share one of its own."""
+    def of(cls, n_heads: int, *arrays: Array | None) -> Heads:
+        """Arrays with `n_heads` heads or with fewer, that several share; None is nowhere."""
         found = []
-        for x, group in arrays:
+        for x in arrays:
             batch, stride = (0, 0) if x is None else x.strides[:2]
-            found.append((0 if x is None else address(x), batch, stride, group))
-        return cls(n_heads, found)
+            found.append((0 if x is None else address(x), batch, stride, 1 if x is None else n_heads // x.shape[1]))
+        return cls(found)
 
-    def begin(self, head: int) -> list[int]:
-        """Addresses of one of the batch x heads heads."""
-        b, h = divmod(head, self.n_heads)
-        return [start + b * batch + h // group * stride for start, batch, stride, group in self.places]
+    def begin(self, batch: int, head: int) -> list[int]:
+        """Addresses of a query head, or of what it shares with others."""
+        return [start + batch * b + head // group * stride for start, b, stride, group in self.places]
 
 
-def scratch(d: int, d_v: int, dtype: np.dtype[Any], pack: bool = False) -> tuple[Array, Array]:
-    """One worker's scratch, floats on a cache line."""
-    floats, ints = layout.scratch_sizes(d, d_v, dtype.itemsize, pack)
+def scratch(sizes: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """One worker's scratch of so many floats and integers, floats on a cache line."""
+    floats, ints = sizes
     lanes = layout.lanes_of(dtype.itemsize)
     memory = np.empty(floats + lanes, dtype)
     offset = -(address(memory) // dtype.itemsize) % lanes
@@ -65,19 +63,22 @@ def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array 
     return table
 
 
-def run(plan: Plan, inputs: Inputs, out: Array, lse: Array | None, scale: float, threads: int) -> None:
-    """Write the attention of every head into `out`, and its log-sum-exp into `lse`."""
+def run(
+    plan: Plan, inputs: Inputs, heads: Sequence[int], out: Array, lse: Array | None, scale: float, threads: int
+) -> None:
+    """Write the attention of some query heads into `out`, and its log-sum-exp into `lse`."""
     table = geometry(inputs, plan.shape, out, lse)
     for number in range(len(plan.phases)):
         table = table.copy()
         table[layout.FOLD] = int(number > 0)
-        _run_phase(number, plan, inputs, out, lse, scale, table, threads)
+        _run_phase(number, plan, inputs, heads, out, lse, scale, table, threads)
 
 
 def _run_phase(
     number: int,
     plan: Plan,
     inputs: Inputs,
+    heads: Sequence[int],
     out: Array,
     lse: Array | None,
     scale: float,
@@ -87,31 +88,34 @@ def _run_phase(
     q, _, v = inputs.arrays
     phase = plan.phases[number]
     gathered = isinstance(phase, GatheredPhase)
-    if isinstance(phase, GatheredPhase):
-        table[layout.INDEX_COUNT] = len(phase.indices)
-    else:
-        table[layout.PACK] = int(_lie_far_apart(inputs, phase))
+    if isinstance(phase, TiledPhase):
+        table[layout.PACK] = int(lie_far_apart(inputs, phase))
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
-    pair_flops = 2.0 * (q.shape[-1] + v.shape[-1])
-    ranges = plan.tasks(number, pair_flops * (_GATHERED_COST if gathered else plan.lanes))
+    widths = q.shape[-1], v.shape[-1]
+    pair_flops = 2.0 * sum(widths)
+    ranges = plan.tasks(number, pair_flops * (GATHERED_COST if gathered else plan.lanes))
     tables = plan.addresses(number)
-    heads = Heads.of(q.shape[1], [(q, 1), (inputs.arrays[1], inputs.group), (v, inputs.group), (out, 1), (lse, 1)])
+    places = Heads.of(q.shape[1], q, inputs.arrays[1], v, out, lse)
 
     def worker() -> Callable[[int], None]:
-        own = scratch(q.shape[-1], v.shape[-1], q.dtype, bool(table[layout.PACK]))
+        sizes = layout.scratch_sizes(*widths, q.itemsize, bool(table[layout.PACK]))
+        if isinstance(phase, GatheredPhase):
+            sizes = layout.list_scratch_sizes(*widths, q.itemsize, phase.longest)
+        own = scratch(sizes, q.dtype)
         fixed = [scale, address(table), *tables, *map(address, own[:1] if gathered else own)]
 
         # `_kept`: the scratch must live as long as the addresses in `fixed`
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            head, part = divmod(task, len(ranges))
-            kernel(*heads.begin(head), *fixed, *ranges[part])
+            batch_head, part = divmod(task, len(ranges))
+            batch, head = divmod(batch_head, len(heads))
+            kernel(*places.begin(batch, heads[head]), *fixed, *ranges[part])
 
         return do
 
-    share_out(q.shape[0] * q.shape[1] * len(ranges), worker, threads)
+    share_out(q.shape[0] * len(heads) * len(ranges), worker, threads)
 
 
-def _lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
+def lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
     """Whether neighbouring keys of a run lie so far apart that copies pay, or columns are no neighbours at all."""
     step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
     keys = inputs.arrays[1:]

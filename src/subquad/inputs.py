@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,25 @@ def checked_pattern(pattern: Any) -> Pattern:
     return pattern
 
 
+def checked_patterns(pattern: Any, n_heads: int) -> list[tuple[Pattern, Sequence[int]]]:
+    """The pattern of every query head: each different one with the heads that have it."""
+    if not isinstance(pattern, list | tuple):
+        return [(checked_pattern(pattern), range(n_heads))]
+    for head, one in enumerate(pattern):
+        if not isinstance(one, Pattern):
+            raise TypeError(
+                f"pattern must hold subquad patterns alone; got {one!r} of type {type(one).__name__} for head {head}"
+            )
+    if len(pattern) != n_heads:
+        raise ValueError(
+            f"pattern must be one pattern, or one for each of the {n_heads} heads of query; got {len(pattern)} patterns"
+        )
+    heads: dict[Pattern, list[int]] = {}
+    for head, one in enumerate(pattern):
+        heads.setdefault(one, []).append(head)
+    return [(one, found) for one, found in heads.items()]
+
+
 def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
     if scale is None:
         return float(d**-0.5)
@@ -70,7 +90,7 @@ def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
     return Inputs(prepared, q.shape[:-2], dtype)
 
 
-def _checked_array(x: Any, name: str) -> Array:
+def _checked_given(x: Any, name: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: a pattern says what is masked; pass {name}.filled(0)")
     array = np.asarray(x)
@@ -78,6 +98,11 @@ def _checked_array(x: Any, name: str) -> Array:
         raise TypeError(
             f"{name} must have dtype float32, float64, float16 or bfloat16; got {array.dtype}; convert it with astype"
         )
+    return array
+
+
+def _checked_array(x: Any, name: str) -> Array:
+    array = _checked_given(x, name)
     if not 2 <= array.ndim <= 4:
         raise ValueError(
             f"{name} must have shape (n, d), (heads, n, d) or (batch, heads, n, d); "
@@ -156,11 +181,11 @@ def _overlap(a: Array, b: Array) -> bool:
         return True
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, zero: bool = False) -> Array:
     """An array for a result, or a MemoryError that names it."""
     check_size(shape, dtype, name)
     try:
-        return np.empty(shape, dtype)
+        return np.zeros(shape, dtype) if zero else np.empty(shape, dtype)
     except MemoryError:
         raise MemoryError(f"the {name} of shape {shape} and dtype {dtype} cannot be allocated now") from None
 
@@ -170,6 +195,24 @@ def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
     if n_bytes > checks.memory_limit():
         what = f"the {name} of shape {shape} and dtype {dtype}"
         checks.allocatable(n_bytes, what, "Work on fewer rows or heads at a time.")
+
+
+def checked_gradients(given: dict[str, Any], inputs: Inputs, n_q: int, d_v: int) -> tuple[Array, ...]:
+    """grad_out, out, lse and (None allowed) grad_lse of a backward, as 4-D (3-D for sums) arrays for the kernels."""
+    shape, sums = (*inputs.leading, n_q, d_v), (*inputs.leading, n_q)
+    prepared = []
+    for name, x in given.items():
+        array = _checked_given(x, name)
+        of_rows = name.endswith("lse")
+        wanted, dtype = (sums, inputs.compute_dtype) if of_rows else (shape, inputs.dtype)
+        whole = "lse" if of_rows else "output"
+        if array.shape != wanted:
+            raise ValueError(f"{name} must have the shape of the {whole} for these inputs, {wanted}; got {array.shape}")
+        if array.dtype.newbyteorder("=") != dtype:
+            raise TypeError(f"{name} must have the dtype of the {whole} for these inputs, {dtype}; got {array.dtype}")
+        ready = _kernel_ready(array, inputs.compute_dtype)
+        prepared.append(ready[(None,) * ((3 if of_rows else 4) - ready.ndim)])
+    return tuple(prepared)
 
 
 def checked_result(x: Any, name: str) -> Array:

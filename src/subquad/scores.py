@@ -79,7 +79,7 @@ def attention_scores(
     from subquad import forward
     from subquad.kernels import layout, load
     from subquad.plan import csr_arrays
-    from subquad.plan.tables import address, cut
+    from subquad.plan.tables import GatheredPhase, address, cut
 
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
@@ -92,17 +92,20 @@ def attention_scores(
 
     kernel = load("scores", forward.KERNEL_NAME[inputs.compute_dtype.itemsize])
     table = forward.geometry(inputs, shape)
-    table[layout.INDEX_COUNT] = len(indices)
-    ranges = cut(np.diff(indptr), 2.0 * q.shape[-1] * 6)
+    lists = GatheredPhase(indptr, indices)
+    ranges = cut(lists.work, 2.0 * q.shape[-1] * forward.GATHERED_COST)
     fixed = [address(x) for x in (table, indptr, indices)]
-    heads = forward.Heads.of(q.shape[1], [(q, 1), (k, inputs.group), (data, 1)])
+    heads = forward.Heads.of(q.shape[1], q, k, data)
 
     def worker() -> Callable[[int], None]:
-        floats, _ = forward.scratch(q.shape[-1], q.shape[-1], q.dtype)
+        # scores go straight to where they belong: no list needs scratch
+        own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, q.itemsize, 0), q.dtype)
+        places = [*fixed, address(own[0])]
 
-        def do(task: int) -> None:
-            head, part = divmod(task, len(ranges))
-            kernel(*heads.begin(head), factor, *fixed, address(floats), *ranges[part])
+        # `_kept`: the scratch must live as long as the addresses in `places`
+        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+            batch_head, part = divmod(task, len(ranges))
+            kernel(*heads.begin(*divmod(batch_head, q.shape[1])), factor, *places, *ranges[part])
 
         return do
 

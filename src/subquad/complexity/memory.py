@@ -49,7 +49,14 @@ class MemoryUse:
 
 
 def extra_memory(
-    pattern: "Pattern", n: int, d: int = 64, heads: int = 1, *, dtype: str = "float32", num_threads: int = 1
+    pattern: "Pattern",
+    n: int,
+    d: int = 64,
+    heads: int = 1,
+    *,
+    dtype: str = "float32",
+    num_threads: int = 1,
+    backward: bool = False,
 ) -> int:
     """Bytes beyond inputs and output that one `subquad.attention` call takes, its plan included.
 
@@ -63,6 +70,8 @@ def extra_memory(
         Of the inputs.
     num_threads
         Threads of the call; each has a workspace of its own.
+    backward
+        Measure `attention` and `attention_backward` together, beyond inputs, outputs (lse too) and gradients.
 
     Returns
     -------
@@ -84,7 +93,7 @@ def extra_memory(
     >>> extra_memory(Banded(128), n=100_000) < 64_000_000
     True
     """
-    use = sparse_memory(pattern, n, d, heads, dtype, num_threads)
+    use = sparse_memory(pattern, n, d, heads, dtype, num_threads, backward)
     if not use.exact:
         warnings.warn(
             "the peak of resident memory cannot be reset on this system: the result is a lower bound",
@@ -94,9 +103,11 @@ def extra_memory(
     return use.bytes
 
 
-def sparse_memory(pattern: "Pattern", n: int, d: int, heads: int, dtype: str, num_threads: int) -> MemoryUse:
+def sparse_memory(
+    pattern: "Pattern", n: int, d: int, heads: int, dtype: str, num_threads: int, backward: bool = False
+) -> MemoryUse:
     """`extra_memory`, which says how far to trust it in its result instead of in a warning."""
-    return call_in_child(_measure_sparse, pattern, n, d, heads, dtype, num_threads, env=_MALLOC)
+    return call_in_child(_measure_sparse, pattern, n, d, heads, dtype, num_threads, backward, env=_MALLOC)
 
 
 def dense_memory(n: int, d: int, heads: int, dtype: str) -> MemoryUse:
@@ -104,12 +115,20 @@ def dense_memory(n: int, d: int, heads: int, dtype: str) -> MemoryUse:
     return call_in_child(_measure_dense, n, d, heads, dtype, env=_MALLOC)
 
 
-def _measure_sparse(pattern: "Pattern", n: int, d: int, heads: int, dtype: str, num_threads: int) -> MemoryUse:
+def _measure_sparse(
+    pattern: "Pattern", n: int, d: int, heads: int, dtype: str, num_threads: int, backward: bool
+) -> MemoryUse:
     import subquad
 
-    def call(pattern: "Pattern", arrays: list[Array]) -> None:
+    def call(pattern: "Pattern", arrays: list[Array]) -> int:
+        """Returns the bytes of results other than `out`."""
         query, key, value, out = arrays
-        subquad.attention(query, key, value, pattern, out=out, num_threads=num_threads)
+        if not backward:
+            subquad.attention(query, key, value, pattern, out=out, num_threads=num_threads)
+            return 0
+        _, lse = subquad.attention(query, key, value, pattern, out=out, return_lse=True, num_threads=num_threads)
+        grads = subquad.attention_backward(out, query, key, value, out, lse, pattern, num_threads=num_threads)
+        return sum(result.nbytes for result in (lse, *grads))
 
     small = _touched(WARM_UP_ROWS, d, heads, dtype)
     for warm_up in (subquad.Dense(), subquad.Banded(9), subquad.Strided(7), subquad.Random(9, seed=0)):
@@ -117,8 +136,14 @@ def _measure_sparse(pattern: "Pattern", n: int, d: int, heads: int, dtype: str, 
     # A layout or a token of the pattern may need more rows than the warm-up has; the kernels are warm all the same.
     with contextlib.suppress(ValueError):
         call(pattern, small)
-    arrays = _touched(n, d, heads, dtype)
-    return _rise(lambda: call(pattern, arrays))
+    arrays, results = _touched(n, d, heads, dtype), 0
+
+    def measured() -> None:
+        nonlocal results
+        results = call(pattern, arrays)
+
+    use = _rise(measured)
+    return MemoryUse(use.bytes - results, use.exact)
 
 
 def _measure_dense(n: int, d: int, heads: int, dtype: str) -> MemoryUse:

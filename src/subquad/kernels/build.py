@@ -23,6 +23,8 @@ SIGNATURES = {
     "tiled": "xxxxxfiiiiiuxinn",
     "gathered": "xxxxxfiiixnn",
     "scores": "xxxfiiixnn",
+    "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
+    "gathered_backward": "xxxxxxxxfiiixnn",
     "peak": "xn",
 }
 

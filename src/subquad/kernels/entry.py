@@ -6,8 +6,10 @@ import sys
 from numba import cfunc, types
 
 from subquad.kernels import simd
+from subquad.kernels.backward import backward_tiled
 from subquad.kernels.build import SIGNATURES
 from subquad.kernels.gathered import forward_gathered, pair_scores
+from subquad.kernels.gathered_backward import backward_gathered
 from subquad.kernels.jit import OPTIONS
 from subquad.kernels.tiled import forward_tiled
 
@@ -22,7 +24,14 @@ def peak(x, rounds):
     simd.store(x, 0, a + b + c + d + e)
 
 
-FUNCTIONS = {"tiled": forward_tiled, "gathered": forward_gathered, "scores": pair_scores, "peak": peak}
+FUNCTIONS = {
+    "tiled": forward_tiled,
+    "gathered": forward_gathered,
+    "scores": pair_scores,
+    "tiled_backward": backward_tiled,
+    "gathered_backward": backward_gathered,
+    "peak": peak,
+}
 
 
 def compile_to_ir(name: str, dtype: str) -> tuple[str, str]:

@@ -50,39 +50,77 @@ def exp2(typing_context, x):
     return x(x), codegen
 
 
+def _emit_rolled(builder, n, start, round_of):
+    """carried = round_of(j, carried) for 0 <= j < n, from `start` on: a loop that LLVM must not unroll.
+
+    Two rows at a time need more than 16 registers, and sums would go through memory. LLVM does not where it would have
+    to duplicate something `convergent`; that something is empty.
+    """
+    before = builder.block
+    head, end = builder.append_basic_block("rolled"), builder.append_basic_block("rolled.end")
+    builder.cbranch(builder.icmp_signed(">", n, ir.Constant(_I64, 0)), head, end)
+    builder.position_at_end(head)
+    j, carried = builder.phi(_I64), builder.phi(start.type)
+    leaving, following = round_of(j, carried), builder.add(j, ir.Constant(_I64, 1))
+    rolled = builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
+    rolled.attributes.add("convergent")
+    builder.cbranch(builder.icmp_signed("<", following, n), head, end)
+    for phi, first, then in ((j, ir.Constant(_I64, 0), following), (carried, start, leaving)):
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, head)
+    builder.position_at_end(end)
+    result = builder.phi(start.type)
+    result.add_incoming(start, before)
+    result.add_incoming(leaving, head)
+    return result
+
+
+def _row(builder, pointer, j, lanes):
+    return lanes_address(builder, pointer, builder.mul(j, ir.Constant(_I64, lanes.count)), lanes)
+
+
 @intrinsic
 def exp2_rows(typing_context, s_t, n, base):
-    """s_t[j, :] = 2**(s_t[j, :] - base) for n rows; returns their sum.
+    """s_t[j, :] = 2**(s_t[j, :] - base) for n rows; returns their sum."""
+    lanes = LANES[s_t.dtype]
 
-    LLVM must not unroll this loop: two rows at a time need more than 16 registers, and their sums go through memory.
-    It does not where it would have to duplicate something `convergent`; that something is empty.
+    def codegen(context, builder, sig, args):
+        s_t_, n_, base_ = args
+
+        def one_row(j, total):
+            address = _row(builder, s_t_, j, lanes)
+            power = _emit_exp2(builder, lanes, builder.fsub(builder.load(address, align=lanes.bits // 8), base_))
+            builder.store(power, address, align=lanes.bits // 8)
+            return builder.fadd(total, power)
+
+        return _emit_rolled(builder, n_, emit_constant(lanes, 0.0), one_row)
+
+    return lanes(s_t, types.intp, lanes), codegen
+
+
+@intrinsic
+def weight_gradient_rows(typing_context, s_t, w_t, n, lse, delta):
+    """For n rows: s_t[j, :] = p = 2**(s_t[j, :] - lse) and w_t[j, :] = p (w_t[j, :] - delta), in place.
+
+    Returns lanes of 0, or of NaN where a row held one or an infinity.
     """
     lanes = LANES[s_t.dtype]
 
     def codegen(context, builder, sig, args):
-        before = builder.block
-        head, end = builder.append_basic_block("exp2"), builder.append_basic_block("exp2.end")
+        s_t_, w_t_, n_, lse_, delta_ = args
         zero = emit_constant(lanes, 0.0)
-        builder.cbranch(builder.icmp_signed(">", args[1], ir.Constant(_I64, 0)), head, end)
-        builder.position_at_end(head)
-        j, total = builder.phi(_I64), builder.phi(lanes.ir)
-        address = lanes_address(builder, args[0], builder.mul(j, ir.Constant(_I64, lanes.count)), lanes)
-        power = _emit_exp2(builder, lanes, builder.fsub(builder.load(address, align=lanes.bits // 8), args[2]))
-        builder.store(power, address, align=lanes.bits // 8)
-        added, following = builder.fadd(total, power), builder.add(j, ir.Constant(_I64, 1))
-        rolled = builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
-        rolled.attributes.add("convergent")
-        builder.cbranch(builder.icmp_signed("<", following, args[1]), head, end)
-        for phi, entering, leaving in ((j, ir.Constant(_I64, 0), following), (total, zero, added)):
-            phi.add_incoming(entering, before)
-            phi.add_incoming(leaving, head)
-        builder.position_at_end(end)
-        result = builder.phi(lanes.ir)
-        result.add_incoming(zero, before)
-        result.add_incoming(added, head)
-        return result
 
-    return lanes(s_t, types.intp, lanes), codegen
+        def one_row(j, total):
+            s_address, w_address = (_row(builder, pointer, j, lanes) for pointer in (s_t_, w_t_))
+            s, w = (builder.load(address, align=lanes.bits // 8) for address in (s_address, w_address))
+            power = _emit_exp2(builder, lanes, builder.fsub(s, lse_))
+            builder.store(power, s_address, align=lanes.bits // 8)
+            builder.store(builder.fmul(power, builder.fsub(w, delta_)), w_address, align=lanes.bits // 8)
+            return emit_fma(builder, lanes, w, zero, emit_fma(builder, lanes, s, zero, total))
+
+        return _emit_rolled(builder, n_, zero, one_row)
+
+    return lanes(s_t, s_t, types.intp, lanes, lanes), codegen
 
 
 @intrinsic

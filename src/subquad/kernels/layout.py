@@ -37,11 +37,13 @@ MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
     OUT_ROW,
     OUT_COLUMN,
     LSE_STEP,
-    INDEX_COUNT,  # gathered: length of the index list, the end of what may be prefetched
     N_K,
     PACK,  # tiled, 1: keys and values are copied side by side before use, see PACK_BYTES
-) = range(17)
-GEOMETRY_COLUMNS = 17
+    G_ROW,  # backward: the gradient of `out`; the gradients that are written lie side by side
+    G_COLUMN,
+    BY_KEY,  # gathered backward, 1: lists of the query rows of each key
+) = range(19)
+GEOMETRY_COLUMNS = 19
 
 # Rows far apart fall into the same few sets of a cache and push one another out. From this distance on (and where
 # columns are not neighbours) the keys of a step are copied into a panel, and the last PANELS panels are kept:
@@ -49,7 +51,11 @@ GEOMETRY_COLUMNS = 17
 PACK_BYTES = 2048
 PANELS = 16
 
+# Lists are worked on for a block of rows at a time: so many pairs at most, unless one list is longer
+BLOCK_PAIRS = 1 << 14
+
 NO_LIST = -1
+WHOLE_AXIS = 1 << 62
 VECTOR_BYTES = 64
 
 
@@ -58,10 +64,18 @@ def lanes_of(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
-def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool) -> tuple[int, int]:
-    """Elements of float and of int64 scratch that one worker of any kernel needs."""
+def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool, backward: bool = False) -> tuple[int, int]:
+    """Elements of float and of int64 scratch that one worker of a kernel needs."""
     lanes = lanes_of(itemsize)
     padded = [(width + lanes - 1) // lanes * lanes for width in (d, d_v)]
     floats = lanes * (padded[0] + padded[1] + STEP + 8 + 4)
+    if backward:
+        floats = lanes * (3 * padded[0] + 2 * padded[1] + 2 * (STEP + 8) + 4)
     panels = (PANELS + 1) * STEP * (d + d_v) if pack else 0
-    return floats + panels, 3 * (STEP + 8) + 4 * lanes + PANELS
+    return floats + panels, 5 * (STEP + 8) + 4 * lanes + PANELS
+
+
+def list_scratch_sizes(d: int, d_v: int, itemsize: int, longest: int, backward: bool = False) -> tuple[int, int]:
+    """The same of a worker that follows lists, the longest of which has `longest` keys."""
+    pairs = max(BLOCK_PAIRS, longest)
+    return 4 * lanes_of(itemsize) + 5 * max(d, d_v) + (2 if backward else 1) * pairs, 0

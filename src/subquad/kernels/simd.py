@@ -24,10 +24,10 @@ _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 class Lanes(types.Type):
     """A vector of `count` floats of the Numba type `scalar`."""
 
-    def __init__(self, scalar):
+    def __init__(self, scalar, n_bytes=VECTOR_BYTES):
         self.scalar = scalar
         self.bits = scalar.bitwidth
-        self.count = VECTOR_BYTES * 8 // scalar.bitwidth
+        self.count = n_bytes * 8 // scalar.bitwidth
         element = ir.FloatType() if scalar.bitwidth == 32 else ir.DoubleType()
         self.ir_element = element
         self.ir = ir.VectorType(element, self.count)
@@ -41,7 +41,8 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.ir)
 
 
-LANES = {types.float32: Lanes(types.float32), types.float64: Lanes(types.float64)}
+LANES = {scalar: Lanes(scalar) for scalar in (types.float32, types.float64)}
+HALVES = {scalar: Lanes(scalar, VECTOR_BYTES // 2) for scalar in LANES}
 
 
 def emit_constant(lanes, value):

@@ -32,7 +32,8 @@ class Work(NamedTuple):
     m: Any  # (lanes,): running maximum
     denom: Any  # (lanes,): running sum of the weights
     spare: Any  # (lanes,)
-    k_off: Any  # (STEP + 8,): where the keys of this step lie
+    key: Any  # (STEP + 8,): the keys of this step
+    k_off: Any  # (STEP + 8,): where they lie
     v_off: Any  # (STEP + 8,)
     mask: Any  # (STEP + 8,): which rows each key is allowed to
     row: Any  # (lanes,): the rows of the tile; lanes past the last one repeat it
@@ -41,22 +42,26 @@ class Work(NamedTuple):
     high: Any  # (lanes,)
     panels: Any  # (PANELS + 1, STEP, d + d_v): copies of keys and values
     panel_key: Any  # (PANELS,): first key of each panel
+    axis_begin: Any  # int: keys before and after these places of the axis are left out
+    axis_end: Any
 
 
 @device
 def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
     """Add keys begin <= t < stop of a run to the step; returns 1 if any of them needs its mask."""
     kind, listed, size = run[layout.MASK], run[layout.KEY_LIST], stop - begin
-    k_off, v_off, mask = at(work.k_off, filled), at(work.v_off, filled), at(work.mask, filled)
+    key, mask = at(work.key, filled), at(work.mask, filled)
+    k_off, v_off = at(work.k_off, filled), at(work.v_off, filled)
     k_row, v_row = geometry[layout.K_ROW], geometry[layout.V_ROW]
     first, step = run[layout.FIRST_KEY] + begin * run[layout.KEY_STEP], run[layout.KEY_STEP]
     if listed >= 0:
         for t in range(size):
             j = keys[listed + begin + t]
-            k_off[t], v_off[t], mask[t] = j * k_row, j * v_row, -1
+            key[t], k_off[t], v_off[t], mask[t] = j, j * k_row, j * v_row, -1
     else:
         for t in range(size):
-            k_off[t], v_off[t], mask[t] = (first + t * step) * k_row, (first + t * step) * v_row, -1
+            j = first + t * step
+            key[t], k_off[t], v_off[t], mask[t] = j, j * k_row, j * v_row, -1
     full_begin, full_end = run[layout.FULL_BEGIN] - begin, run[layout.FULL_END] - begin
     if kind == layout.MASK_FULL or (full_begin <= 0 and size <= full_end):
         return np.int64(0)
@@ -66,12 +71,12 @@ def append_keys(work, run, keys, bits, geometry, begin, stop, filled):
         return np.int64(1)
 
     # a band: rows ascend, so the rows that may see a key lie between two counts, which only rise from key to key
-    lanes, flip = width_of(work.m), -1 if kind == layout.MASK_OUTSIDE_BAND else 0
+    lanes, flip = width_of(work.s_t), -1 if kind == layout.MASK_OUTSIDE_BAND else 0
     reached, passed = 0, 0
     for t in range(size):
         if full_begin <= t < full_end:
             continue
-        j = keys[listed + begin + t] if listed >= 0 else first + t * step
+        j = key[t]
         while reached < lanes and work.low[reached] <= j:
             reached += 1
         while passed < lanes and work.high[passed] < j:
@@ -119,24 +124,29 @@ def pack_keys(work, run, keys, k, v, geometry, step, begin, stop, filled):
 
 
 @device
-def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
-    """Every key of the tile, a step of the online softmax at a time."""
+def visit_runs(do_step, work, tile, runs, keys, bits, k, v, geometry, careful):
+    """Every key of the tile that lies in work's part of the axis, a step at a time: `do_step` says what is done."""
     nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
     filled = step = masked = nothing
     lanes, k_step, v_step = width_of(k), k, v
     for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
         run = at(runs, r * layout.RUN_COLUMNS)
+        axis = run[layout.AXIS]
+        begin, count = work.axis_begin - axis, work.axis_end - axis
+        begin = begin if begin > 0 else nothing
+        count = run[layout.KEY_COUNT] if count > run[layout.KEY_COUNT] else count
+        if begin >= count:
+            continue
         block, left, right = run[layout.BLOCK], run[layout.LEFT], run[layout.RIGHT]
         if run[layout.MASK] == layout.MASK_BAND or run[layout.MASK] == layout.MASK_OUTSIDE_BAND:
             for i in range(lanes):
                 position = work.position[i]
                 center = position if block == 1 else position // block  # a division takes as long as a key's scores
                 work.low[i], work.high[i] = (center - left) * block, (center + right + 1) * block - 1
-        begin, count, axis = nothing, run[layout.KEY_COUNT], run[layout.AXIS]
         while begin < count:
             here = (axis + begin) // STEP
             if filled > 0 and here != step:
-                attend_step(work, k_step, v_step, filled, masked, careful, geometry)
+                do_step(work, k_step, v_step, filled, masked, careful, geometry)
                 filled = masked = nothing
             step, end = here, (here + 1) * STEP - axis
             stop = count if count < end else end
@@ -146,7 +156,7 @@ def visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful):
             filled += stop - begin
             begin = stop
     if filled > 0:
-        attend_step(work, k_step, v_step, filled, masked, careful, geometry)
+        do_step(work, k_step, v_step, filled, masked, careful, geometry)
 
 
 @device
@@ -204,7 +214,7 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
     lanes, padded = width_of(q), STEP + 8
     d = geometry[layout.D]
     s_t, q_t = at(floats, 3 * lanes), at(floats, (3 + padded) * lanes)
-    row = at(ints, 3 * padded)
+    row = at(ints, 4 * padded)
     work = Work(
         q_t=q_t,
         o_t=at(q_t, d * lanes),
@@ -215,12 +225,15 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
         k_off=ints,
         v_off=at(ints, padded),
         mask=at(ints, 2 * padded),
+        key=at(ints, 3 * padded),
         row=row,
         position=at(row, lanes),
         low=at(row, 2 * lanes),
         high=at(row, 3 * lanes),
         panels=at(q_t, (d + geometry[layout.D_V]) * lanes),
         panel_key=at(row, 4 * lanes),
+        axis_begin=np.int64(0),
+        axis_end=np.int64(layout.WHOLE_AXIS),
     )
     factor = splat(q, scale / np.log(2.0))
     for panel in range(layout.PANELS):
@@ -241,6 +254,6 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
         rows_to_lanes(q_t, q, row, geometry[layout.Q_ROW], geometry[layout.Q_COLUMN], d, factor, work.spare)
         for careful in range(2):
             start_tile(work, tile, out, lse, geometry)
-            visit_runs(work, tile, runs, keys, bits, k, v, geometry, careful)
+            visit_runs(attend_step, work, tile, runs, keys, bits, k, v, geometry, careful)
             if finish_tile(work, tile, out, lse, geometry, careful) != 0:
                 break

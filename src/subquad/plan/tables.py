@@ -42,8 +42,23 @@ class GatheredPhase(NamedTuple):
         """Keys that each row visits."""
         return np.diff(self.indptr)
 
+    @property
+    def longest(self) -> int:
+        """Keys of the longest list."""
+        return int(self.work.max(initial=0))
+
+    def transposed(self, n_k: int) -> GatheredPhase:
+        """A list of query rows for each key."""
+        n_q = len(self.indptr) - 1
+        pairs = self.indices * max(1, n_q)
+        pairs += np.repeat(np.arange(n_q), self.work)
+        pairs.sort()
+        keys, rows = np.divmod(pairs, max(1, n_q), out=(np.empty_like(pairs), pairs))
+        return GatheredPhase(np.searchsorted(keys, np.arange(n_k + 1)), rows)
+
 
 Phase = TiledPhase | GatheredPhase
+Block = tuple[int, int, int, int]  # tiles first <= t < last, places begin <= x < end of the axis
 
 _TASK_FLOPS = 2e8  # about 2 ms of one thread: short enough to be interrupted, long enough to hide the call
 
@@ -90,6 +105,8 @@ class Plan:
     nnz: int
     _addresses: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
     _tasks: dict[tuple[int, float], list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+    _waves: dict[tuple[int, float], list[list[Block]]] = field(default_factory=dict, repr=False, compare=False)
+    _transposed: dict[int, GatheredPhase] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self, number: int, cost: float) -> list[tuple[int, int]]:
         """Phase `number` cut into tasks; `cost` is FLOPs for a key that a tile (or row) visits."""
@@ -103,10 +120,18 @@ class Plan:
             self._addresses[number] = [address(table) for table in self.phases[number]]
         return self._addresses[number]
 
+    def transposed(self, number: int) -> GatheredPhase:
+        """The lists of phase `number` by key, made when a backward first asks for them."""
+        if number not in self._transposed:
+            phase = self.phases[number]
+            assert isinstance(phase, GatheredPhase)
+            self._transposed[number] = phase.transposed(self.shape.n_k)
+        return self._transposed[number]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        return sum(table.nbytes for phase in self.phases for table in phase)
+        return sum(table.nbytes for phase in (*self.phases, *self._transposed.values()) for table in phase)
 
     def pairs(self) -> tuple[Ints, Ints]:
         """Query row and key of every visit, in no order: time and memory O(pairs)."""

@@ -1,0 +1,152 @@
+"""Running a plan backwards: what every phase gives to the gradients of every head, in one fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad.forward import GATHERED_COST, KERNEL_NAME, Heads, lie_far_apart, scratch
+from subquad.inputs import Array, Inputs
+from subquad.kernels import layout, load
+from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.plan.schedule import waves
+from subquad.plan.tables import address, cut
+from subquad.threads import share_out
+
+Table = npt.NDArray[np.int64]
+Groups = list[tuple[int, list[int]]]  # batch and query heads
+
+
+class Gradients(NamedTuple):
+    """What a backward starts from, and the gradients that it adds to: (batch, heads, rows[, columns]) each."""
+
+    of_out: Array
+    lse: Array
+    delta: Array  # (batch, heads, n_q): what the gradients of all weights of a row have in common
+    query: Array
+    key: Array
+    value: Array
+
+
+class Call(NamedTuple):
+    """What all phases of a backward share."""
+
+    plan: Plan
+    inputs: Inputs
+    heads: Sequence[int]
+    gradients: Gradients
+    scale: float
+    threads: int
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """d and d_v."""
+        return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
+
+    def place(self, *arrays: Array) -> Heads:
+        return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
+
+    def groups(self, shared: bool) -> Groups:
+        """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
+        found: dict[int, list[int]] = {}
+        for head in self.heads:
+            found.setdefault(head // self.inputs.group if shared else head, []).append(head)
+        return [(batch, heads) for batch in range(self.inputs.arrays[0].shape[0]) for heads in found.values()]
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
+        return found
+
+
+def run(plan: Plan, inputs: Inputs, heads: Sequence[int], gradients: Gradients, scale: float, threads: int) -> None:
+    """Add what some query heads give to `gradients`.
+
+    Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
+    in waves, lists are followed once by query and once by key, and heads that share keys are done one after another.
+    """
+    call = Call(plan, inputs, heads, gradients, scale, threads)
+    for number, phase in enumerate(plan.phases):
+        if isinstance(phase, TiledPhase):
+            _tiled(call, number, phase)
+        else:
+            _by_query(call, phase)
+            _by_key(call, plan.transposed(number))
+
+
+def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
+    """All five products in one pass, a wave at a time."""
+    (q, k, v), grads, (d, d_v) = call.inputs.arrays, call.gradients, call.widths
+    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (grads.of_out, layout.G_ROW)])
+    pack = lie_far_apart(call.inputs, phase)
+    table[layout.PACK] = int(pack)
+    sizes = layout.scratch_sizes(d, d_v, q.itemsize, pack, backward=True)
+    kernel, tables, groups = call.kernel("tiled_backward"), call.plan.addresses(number), call.groups(shared=True)
+    places = call.place(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
+    for wave in waves(call.plan, number, call.plan.lanes * 2.0 * (3 * d + 2 * d_v)):
+
+        def worker(wave: list[tuple[int, int, int, int]] = wave) -> Callable[[int], None]:
+            own = scratch(sizes, q.dtype)
+            fixed = [call.scale, address(table), *tables, *map(address, own)]
+
+            # `_kept`: the scratch must live as long as the addresses in `fixed`
+            def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+                group, part = divmod(task, len(wave))
+                batch, heads = groups[group]
+                for head in heads:
+                    kernel(*places.begin(batch, head), *fixed, *wave[part])
+
+            return do
+
+        share_out(len(groups) * len(wave), worker, call.threads)
+
+
+def _by_query(call: Call, lists: GatheredPhase) -> None:
+    """The gradient of each query row from its own list of keys."""
+    (q, k, v), grads = call.inputs.arrays, call.gradients
+    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (grads.of_out, layout.G_ROW), (v, layout.V_ROW)])
+    places = call.place(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
+    _gathered(call, lists, table, places, call.groups(shared=False))
+
+
+def _by_key(call: Call, lists: GatheredPhase) -> None:
+    """The gradients of each key and value from its own list of query rows."""
+    (q, k, v), grads = call.inputs.arrays, call.gradients
+    table = _table(call, [(k, layout.Q_ROW), (q, layout.K_ROW), (v, layout.G_ROW), (grads.of_out, layout.V_ROW)])
+    table[layout.BY_KEY] = 1
+    places = call.place(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
+    _gathered(call, lists, table, places, call.groups(shared=True))
+
+
+def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: Groups) -> None:
+    (d, d_v), dtype = call.widths, call.inputs.compute_dtype
+    kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
+    ranges = cut(lists.work, GATHERED_COST * 4.0 * (d + d_v))
+    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
+
+    def worker() -> Callable[[int], None]:
+        own = scratch(sizes, dtype)
+        fixed = [call.scale, address(table), *tables, address(own[0])]
+
+        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+            group, part = divmod(task, len(ranges))
+            batch, heads = groups[group]
+            for head in heads:
+                kernel(*places.begin(batch, head), *fixed, *ranges[part])
+
+        return do
+
+    share_out(len(groups) * len(ranges), worker, call.threads)
+
+
+def _table(call: Call, places: list[tuple[Array, int]]) -> Table:
+    """The geometry of some arrays: where their strides of rows and columns stand."""
+    table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
+    table[layout.D], table[layout.D_V] = call.widths
+    table[layout.SHIFT], table[layout.N_K] = call.plan.shape.shift, call.plan.shape.n_k
+    table[layout.LSE_STEP] = call.gradients.lse.strides[-1] // call.gradients.lse.itemsize
+    for x, column in places:
+        table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
+    return table
