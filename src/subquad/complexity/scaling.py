@@ -198,8 +198,7 @@ def as_json(found: Sequence[Scaling]) -> str:
         }
         for one in found
     ]
-    content = {"when": time.strftime("%Y-%m-%d"), "rows": rows, "summary": verdict(found)}
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps({"rows": rows, "summary": verdict(found)}, indent=2, ensure_ascii=False)
 
 
 def _fit_json(found: Fit) -> dict[str, object]:
