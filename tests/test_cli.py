@@ -14,7 +14,8 @@ import pytest
 import subquad
 from subquad import compare
 from subquad.cli import main
-from subquad.commands.compare import DEFAULT_PATTERNS, default_json, parse_size
+from subquad.commands.compare import DEFAULT_PATTERNS, parse_size
+from subquad.commands.options import default_json
 from subquad.complexity.memory import MemoryUse
 from subquad.expression import parse_pattern
 

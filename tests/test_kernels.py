@@ -20,8 +20,9 @@ import sys
 import numpy as np
 import subquad
 x = np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32)
-out = subquad.attention(x, x, x, subquad.Banded(30))
-print(float(np.abs(out - subquad.reference.attention(x, x, x, subquad.Banded(30))).max()) < 1e-5, "numba" in sys.modules)
+pattern = subquad.Banded(30)
+difference = subquad.attention(x, x, x, pattern) - subquad.reference.attention(x, x, x, pattern)
+print(float(np.abs(difference).max()) < 1e-5, "numba" in sys.modules)
 """
 
 

@@ -9,6 +9,7 @@
 
 from subquad import reference
 from subquad.attention import attention, attention_backward, merge
+from subquad.multihead import MultiHeadAttention
 from subquad.patterns import (
     Banded,
     BlockSparse,
@@ -43,6 +44,7 @@ __all__ = [
     "Explicit",
     "Global",
     "LogSparse",
+    "MultiHeadAttention",
     "Neighborhood",
     "Packed",
     "Pattern",

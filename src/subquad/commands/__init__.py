@@ -5,13 +5,17 @@ from typing import Annotated, cast
 import typer
 
 import subquad
-from subquad.commands import compare
+from subquad.commands import compare, heatmap, orders, scale
+from subquad.commands.options import default_json
 
 #: What typer raises for a wrong option, in whichever copy of click this version of it uses.
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("compare")(compare.command)
+app.command("scale")(scale.command)
+app.command("orders")(orders.command)
+app.command("heatmap")(heatmap.command)
 
 
 @app.callback(invoke_without_command=True)
@@ -33,7 +37,7 @@ def run(args: list[str]) -> int:
     """Parse the arguments and run the subcommand they name; errors are raised, for `subquad.cli.main` to tell."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("subquad", compare.default_json(args)) as context:
+        with command.make_context("subquad", default_json(args)) as context:
             command.invoke(context)
     except typer.Exit as exit:
         return exit.exit_code

@@ -1,20 +1,16 @@
 """``subquad compare``: options, progress bar, outputs. The measuring is `subquad.compare`'s."""
 
-import importlib.util
-import itertools
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bar
+
+from subquad.commands.options import check_outputs, progress_bar, split, whole, write
 
 if TYPE_CHECKING:
-    from subquad.compare import Comparison, Progress
+    from subquad.compare import Comparison
 
 DEFAULT_PATTERNS = [
     "Banded(256)",
@@ -26,9 +22,6 @@ DEFAULT_PATTERNS = [
 ]
 DEFAULT_N = ["1024,2048,4096,8192,16384"]
 QUICK_N = ["512,1024,2048"]
-PICTURES = (".png", ".svg", ".pdf")
-#: As a file's name: standard output.
-STDOUT = "-"
 
 
 def command(
@@ -70,35 +63,24 @@ def command(
     from subquad.expression import parse_pattern
     from subquad.text import read_text
 
-    patterns = {name: parse_pattern(name) for name in _split(pattern or DEFAULT_PATTERNS, ";")}
-    ns = [_whole("--n", number) for number in _split(n or (QUICK_N if quick else DEFAULT_N), ",")]
+    patterns = {name: parse_pattern(name) for name in split(pattern or DEFAULT_PATTERNS, ";")}
+    ns = [whole("--n", number) for number in split(n or (QUICK_N if quick else DEFAULT_N), ",")]
     setting = Setting(
-        heads=_whole("--heads", heads),
-        d=_whole("--d", d),
-        num_threads=_whole("--threads", threads) if threads else default_threads(),
-        seed=_whole("--seed", seed, least=0),
+        heads=whole("--heads", heads),
+        d=whole("--d", d),
+        num_threads=whole("--threads", threads) if threads else default_threads(),
+        seed=whole("--seed", seed, least=0),
         memory_budget=parse_size(memory_budget) if memory_budget else default_memory_budget(),
         repeat_seconds=0.1 if quick else 0.3,
     )
-    _check_outputs(json, plot)
+    check_outputs(json, plot)
     content = read_text(text, limit=max(ns))
     name = text.name if text else "Python's language reference"
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         comparison = compare(patterns, ns, setting, text=content, text_name=name, progress=progress)
     _write(comparison, json, plot)
     if comparison.wrong:
         raise typer.Exit(1)
-
-
-def default_json(args: list[str]) -> list[str]:
-    """Give a bare ``--json`` its value, standard output: typer knows no options with an optional value."""
-    completed = []
-    for arg, following in itertools.zip_longest(args, args[1:]):
-        completed.append(arg)
-        bare = following is None or (following.startswith("-") and following != STDOUT)
-        if arg == "--json" and bare:
-            completed.append(STDOUT)
-    return completed
 
 
 def parse_size(text: str) -> int:
@@ -109,52 +91,11 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
-def _whole(option: str, text: str, least: int = 1) -> int:
-    """The number that an option was given; typer's own message would leave out what it was given."""
-    if not re.fullmatch(r"[0-9]{1,30}", text) or int(text) < least:
-        raise ValueError(f"{option}: must be a whole number of at least {least}; got {text!r}")
-    return int(text)
-
-
-def _split(texts: list[str], separator: str) -> list[str]:
-    return [part.strip() for text in texts for part in text.split(separator)]
-
-
-def _check_outputs(json: str | None, plot: Path | None) -> None:
-    """Refuse now what would fail after the long work."""
-    from subquad.files import check_writable
-
-    if json and json != STDOUT:
-        check_writable(Path(json))
-    if plot:
-        if plot.suffix.lower() not in PICTURES:
-            raise ValueError(f"--plot: {plot} must end in {', '.join(PICTURES)}")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ModuleNotFoundError('--plot: matplotlib is not installed; it needs: pip install "subquad[plot]"')
-        check_writable(plot)
-
-
 def _write(comparison: "Comparison", json: str | None, plot: Path | None) -> None:
     from subquad import compare_report
-    from subquad.files import write_whole
 
-    if plot:
-        write_whole(plot, compare_report.draw(comparison, plot.suffix[1:].lower()))
-    if json:
-        text = compare_report.as_json(comparison) + "\n"
-        if json == STDOUT:
-            sys.stdout.write(text)
-            return
-        write_whole(Path(json), text.encode())
-    compare_report.print_table(comparison, sys.stdout)
-
-
-@contextmanager
-def _progress_bar() -> Iterator["Progress | None"]:
-    """Shows how far a comparison is, on standard error and only where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+    table_too = write(
+        json, lambda: compare_report.as_json(comparison), plot, lambda kind: compare_report.draw(comparison, kind)
+    )
+    if table_too:
+        compare_report.print_table(comparison, sys.stdout)

@@ -1,0 +1,135 @@
+"""Growth as a single number: exponents of time and memory, shares and ratios. They hardly move from run to run.
+
+Times are processor times on one thread, the least of several that take turns, so that a busy neighbour shows in none of
+them; ratios are of times taken in turn.
+"""
+
+import time
+
+import numpy as np
+
+import subquad
+from subquad import dense
+from subquad.complexity import fit, geometric, measure
+from subquad.complexity.memory import extra_memory
+from subquad.kernels.peak import fma_peak
+
+from .common import DIM, PATTERNS, THREADS, inputs, warm
+
+N = 4096
+FACTORS = {"banded": lambda w: subquad.Banded(w), "longformer": lambda w: subquad.longformer(w, range(16))}
+
+
+class Exponent:
+    """Of n in the time: 2 for dense and strided, 1 for the others."""
+
+    version = "1"
+    timeout = 180
+    unit = "exponent"
+    param_names = ("pattern",)
+    params = (["banded", "longformer", "random", "bigbird", "causal", "dense"],)
+
+    def setup(self, name):
+        warm(PATTERNS[name], 1024)
+
+    def track_exponent_n(self, name):
+        # beyond twice the window, where the order is to be seen
+        return exponent(lambda n: PATTERNS[name], geometric(1024, 8192, 7), lambda n: n)
+
+
+class WindowExponent:
+    """Of the window in the time, at one n: 1, once windows are wider than a tile."""
+
+    version = "1"
+    timeout = 120
+    unit = "exponent"
+    param_names = ("pattern",)
+    params = (list(FACTORS),)
+
+    def setup(self, name):
+        warm(FACTORS[name](64), N)
+
+    def track_exponent_w(self, name):
+        return exponent(FACTORS[name], geometric(64, 512, 6), lambda w: N)
+
+
+class MemoryExponent:
+    """Of n in the memory beyond inputs and output: at most 1. Each n in a process of its own."""
+
+    version = "1"
+    timeout = 180
+    unit = "exponent"
+    param_names = ("pattern",)
+    params = (["banded", "random"],)
+
+    def track_memory_exponent(self, name):
+        # each uses several megabytes and more, far above the resolution
+        n = geometric(262_144, 2_097_152, 5) if name == "banded" else geometric(16_384, 131_072, 5)
+        return fit(n, [extra_memory(PATTERNS[name], size, d=8, num_threads=THREADS) for size in n]).exponent
+
+
+class Share:
+    """Useful FLOPs (4 d a pair) over what multiply-adds in registers reach in the same moment."""
+
+    version = "1"
+    timeout = 120
+    unit = "of peak"
+    param_names = ("pattern",)
+    params = (["banded", "strided", "random", "longformer", "bigbird"],)
+
+    def setup(self, name):
+        warm(PATTERNS[name], N)
+
+    def track_share_of_peak(self, name):
+        work = 4 * DIM * inputs(N)[0].shape[0] * PATTERNS[name].nnz(N, N) / 1e9
+        shares = [work / least(lambda: call(name), 2) / fma_peak(seconds=0.01) for _ in range(5)]
+        return float(np.median(shares))
+
+
+class Versus:
+    """Time of dense attention in NumPy (BLAS, its own threads) over that of the pattern, taken in turn."""
+
+    version = "1"
+    timeout = 180
+    unit = "times faster than dense NumPy"
+    param_names = ("pattern",)
+    params = (["banded", "strided", "random", "longformer", "bigbird"],)
+
+    def setup(self, name):
+        warm(PATTERNS[name], N)
+        dense.attention(*inputs(256))
+
+    def track_vs_dense(self, name):
+        ratios = []
+        for _ in range(3):
+            sparse = least(lambda: call(name), 3)
+            ratios.append(least(lambda: dense.attention(*inputs(N)), 1) / sparse)
+        return float(np.median(ratios))
+
+
+def call(name):
+    subquad.attention(*inputs(N), PATTERNS[name], num_threads=THREADS)
+
+
+def exponent(pattern_of, sizes, n_of):
+    """Of a size in the time of one head, where `pattern_of(size)` attends over `n_of(size)` tokens."""
+    rng = np.random.default_rng(0)
+
+    def arrays(size):
+        return pattern_of(size), [rng.standard_normal((1, n_of(size), DIM), dtype=np.float32) for _ in range(4)]
+
+    def attend(made):
+        pattern, (query, key, value, out) = made
+        subquad.attention(query, key, value, pattern, out=out, num_threads=THREADS)
+
+    return measure(attend, sizes, setup=arrays, repeats=7, budget=60, clock=time.process_time).fit().exponent
+
+
+def least(function, times):
+    """Least processor time of a call."""
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        function()
+        found.append(time.process_time() - start)
+    return min(found)
