@@ -95,21 +95,21 @@ def test_the_library_s_own_reference_agrees_with_the_oracle(rng, name):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
-@pytest.mark.parametrize(("n_q", "n_k"), SIZES)
 @pytest.mark.parametrize("name", CASES)
-def test_every_case_at_awkward_sizes(rng, name, n_q, n_k, dtype):
-    check(*backward_inputs(rng, n_q, n_k, 33, 20, dtype=dtype), case(name, n_q, n_k))
+def test_every_case_at_awkward_sizes(rng, name, dtype):
+    for n_q, n_k in SIZES:
+        check(*backward_inputs(rng, n_q, n_k, 33, 20, dtype=dtype), case(name, n_q, n_k))
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_cut_into_many_waves(rng, name, dtype, monkeypatch):
     small_blocks(monkeypatch)
-    grad_out, *arrays = backward_inputs(rng, 293, 331, 7, 19, (2,), dtype=dtype)
-    check(grad_out, *arrays, case(name, 293, 331), grad_lse=rng.standard_normal((2, 293)).astype(dtype))
+    grad_out, *arrays = backward_inputs(rng, 213, 271, 7, 19, (2,), dtype=dtype)
+    check(grad_out, *arrays, case(name, 213, 271), grad_lse=rng.standard_normal((2, 213)).astype(dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize(("d", "d_v"), WIDTHS)
 @pytest.mark.parametrize("pattern", [Banded(9), Random(5, 1), Strided(6), Dense(), longformer(3, [4, 9])], ids=repr)
 def test_head_sizes(rng, pattern, d, d_v, dtype):
@@ -157,11 +157,10 @@ def test_scale_zero_moves_values_alone(rng):
     np.testing.assert_allclose(grad_value[10], grad_out[10:13].mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_gradient_of_lse(rng, name, dtype):
-    grad_out, *arrays = backward_inputs(rng, 63, 97, 12, 9, (2,), dtype=dtype)
-    grad_lse = rng.standard_normal((2, 63)).astype(dtype)
+def test_gradient_of_lse(rng, name):
+    grad_out, *arrays = backward_inputs(rng, 63, 97, 12, 9, (2,))
+    grad_lse = rng.standard_normal((2, 63)).astype(np.float32)
     check(grad_out, *arrays, case(name, 63, 97), grad_lse=grad_lse)
     check(np.zeros_like(grad_out), *arrays, case(name, 63, 97), grad_lse=grad_lse)
 
@@ -228,7 +227,7 @@ def test_dense_is_the_default_pattern(rng):
     flops=st.sampled_from([None, 3_000, 100_000]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_drawn_calls(drawn, d, d_v, batch, kv_heads, group, dtype, num_threads, scale, with_lse, flops, seed):
     pattern, n_q, n_k = drawn
     batches, rng = () if batch is None else (batch,), np.random.default_rng(seed)
@@ -245,11 +244,10 @@ def test_drawn_calls(drawn, d, d_v, batch, kv_heads, group, dtype, num_threads, 
 # --- extreme numbers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("size", [100.0, 1e-30])
 @pytest.mark.parametrize("name", CASES)
-def test_scores_of_extreme_size(rng, name, size, dtype):
-    grad_out, *arrays = backward_inputs(rng, 63, 63, 8, dtype=dtype)
+def test_scores_of_extreme_size(rng, name, size):
+    grad_out, *arrays = backward_inputs(rng, 63, 63, 8)
     check(grad_out, *arrays, case(name, 63, 63), scale=size)
 
 

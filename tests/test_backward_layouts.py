@@ -33,7 +33,7 @@ def changed(arrays, names, relayout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, BFLOAT16], ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", ["banded-3", "random-5", "strided-7", "longformer", "bigbird"])
 def test_layouts_do_not_change_a_bit(rng, name, layout, dtype):
     pattern, relayout = case(name, 63, 97), LAYOUTS[layout]
@@ -87,7 +87,7 @@ def test_broadcast_queries_keys_and_lse(rng, name):
     assert_all_same_bits(grads, attention_backward(*copies, pattern))
 
 
-@pytest.mark.parametrize("row_length", [64, 512, 1027])
+@pytest.mark.parametrize("row_length", [200, 1027])
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_rows_far_apart_do_not_change_a_bit(rng, name, dtype, row_length):

@@ -35,7 +35,7 @@ from subquad import Banded, Dense, Random, Strided, attention, attention_backwar
 
 N_Q, N_K = 63, 67
 # columns of queries and of values: parts of a vector of lanes, several, and one of each
-WIDTHS = [(5, 12), (24, 33), (40, 3)]
+WIDTHS = [(5, 33), (24, 12)]
 
 
 # --- no leak ----------------------------------------------------------------------------------------------------------
@@ -47,34 +47,35 @@ def reached_by(mask, target, at):
     return rows & mask.any(axis=1), mask[rows].any(axis=0)
 
 
-@pytest.mark.parametrize(("d", "d_v"), WIDTHS)
 @pytest.mark.parametrize("target", ["key", "value", "query", "grad_out"])
 @pytest.mark.parametrize("name", CASES)
-def test_poison_reaches_what_it_must_and_nothing_else(rng, name, target, d, d_v):
+def test_poison_reaches_what_it_must_and_nothing_else(rng, name, target):
     """One NaN: gradients are NaN exactly where the oracle's are, and elsewhere keep their bits. One inf: the latter."""
     pattern = case(name, N_Q, N_K)
     mask = mask_of(pattern, N_Q, N_K)
-    clean_arrays = dict(zip(("grad_out", "query", "key", "value"), backward_inputs(rng, N_Q, N_K, d, d_v), strict=True))
-    clean = gradients(*clean_arrays.values(), pattern)
-    for at, column, poison in [(0, 0, np.nan), (30, 2, np.nan), (62, 1, np.nan), (17, None, np.nan), (31, 0, np.inf)]:
-        arrays = {key: array.copy() for key, array in clean_arrays.items()}
-        arrays[target][at, slice(None) if column is None else column] = poison
-        grads = gradients(*arrays.values(), pattern)
-        rows, keys = reached_by(mask, target, at)
-        for grad, was, reached in zip(grads, clean, (rows, keys, keys), strict=True):
-            assert_same_bits(grad[~reached], was[~reached])
-        if np.isnan(poison):
-            expected, _ = oracle_backward(*arrays.values(), pattern)
-            for which, grad, right in zip(("query", "key", "value"), grads, expected, strict=True):
-                np.testing.assert_array_equal(np.isnan(grad), np.isnan(right), err_msg=f"gradient of {which}")
+    for d, d_v in WIDTHS:
+        clean_arrays = dict(
+            zip(("grad_out", "query", "key", "value"), backward_inputs(rng, N_Q, N_K, d, d_v), strict=True)
+        )
+        clean = gradients(*clean_arrays.values(), pattern)
+        for at, column, poison in [(0, 0, np.nan), (62, 1, np.nan), (17, None, np.nan), (31, 0, np.inf)]:
+            arrays = {key: array.copy() for key, array in clean_arrays.items()}
+            arrays[target][at, slice(None) if column is None else column] = poison
+            grads = gradients(*arrays.values(), pattern)
+            rows, keys = reached_by(mask, target, at)
+            for grad, was, reached in zip(grads, clean, (rows, keys, keys), strict=True):
+                assert_same_bits(grad[~reached], was[~reached])
+            if np.isnan(poison):
+                expected, _ = oracle_backward(*arrays.values(), pattern)
+                for which, grad, right in zip(("query", "key", "value"), grads, expected, strict=True):
+                    np.testing.assert_array_equal(np.isnan(grad), np.isnan(right), err_msg=f"gradient of {which}")
 
 
-@pytest.mark.parametrize(("d", "d_v"), WIDTHS)
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_everything_outside_of_the_pattern_may_be_nan(rng, name, dtype, d, d_v):
+def test_everything_outside_of_the_pattern_may_be_nan(rng, name, dtype):
     """Keys that no row sees and rows that see no key, all poisoned at once; padding a batch relies on this."""
-    for n_q, n_k in [(20, 150), (150, 20)]:
+    for n_q, n_k, d, d_v in [(20, 150, 5, 12), (150, 20, 24, 33), (20, 150, 40, 3)]:
         pattern = case(name, n_q, n_k)
         mask = mask_of(pattern, n_q, n_k)
         unseen, blind = ~mask.any(axis=0), ~mask.any(axis=1)
@@ -140,8 +141,7 @@ def test_a_key_of_score_minus_infinity_has_no_weight(rng, pattern):
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flops", [None, 200_000, 10_000])
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize(("dtype", "flops"), [(FLOAT32, 200_000), (FLOAT64, 20_000), (BFLOAT16, None)])
 @pytest.mark.parametrize("name", CASES)
 def test_every_thread_count_gives_the_same_bits(rng, name, dtype, flops, monkeypatch):
     if flops is not None:
@@ -149,7 +149,7 @@ def test_every_thread_count_gives_the_same_bits(rng, name, dtype, flops, monkeyp
     pattern = case(name, 201, 233)
     arrays = call_arrays(rng, 201, 233, pattern, 24, 20, (4,), (2,), dtype)
     expected = attention_backward(pattern=pattern, **arrays, num_threads=1)
-    for num_threads in (2, 3, 8, 8, None):
+    for num_threads in (2, 3, 8, None):
         grads = attention_backward(pattern=pattern, **arrays, num_threads=num_threads)
         assert_all_same_bits(grads, expected)
 
@@ -224,19 +224,19 @@ def test_grouped_heads_sum_the_gradients_of_each(rng, name):
 # --- frames and guard pages -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("d", "d_v"), [(1, 2), (7, 24), (24, 33)])
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_frames_of_nan_are_neither_read_nor_written(rng, name, dtype, d, d_v):
+def test_frames_of_nan_are_neither_read_nor_written(rng, name, dtype):
     pattern = case(name, N_Q, N_K)
-    arrays = call_arrays(rng, N_Q, N_K, pattern, d, d_v, (2,), dtype=dtype)
-    expected = attention_backward(pattern=pattern, **arrays)
-    frames = {key: framed(array) for key, array in arrays.items()}
-    views = {key: frame.view for key, frame in frames.items()}
-    assert_all_same_bits(attention_backward(pattern=pattern, **views, num_threads=2), expected)
-    for key, frame in frames.items():
-        frame.assert_frame_untouched()
-        assert_same_bits(frame.view, arrays[key])
+    for d, d_v in [(1, 2), (7, 24), (24, 33)]:
+        arrays = call_arrays(rng, N_Q, N_K, pattern, d, d_v, (2,), dtype=dtype)
+        expected = attention_backward(pattern=pattern, **arrays)
+        frames = {key: framed(array) for key, array in arrays.items()}
+        views = {key: frame.view for key, frame in frames.items()}
+        assert_all_same_bits(attention_backward(pattern=pattern, **views, num_threads=2), expected)
+        for key, frame in frames.items():
+            frame.assert_frame_untouched()
+            assert_same_bits(frame.view, arrays[key])
 
 
 def backward_in(placed, pattern, expected):
@@ -295,12 +295,11 @@ def merged_gradients(grad_out, query, key, value, parts, grad_lse):
     return [sum(share[k] for share in shares) for k in range(3)]
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_a_pattern_and_its_complement_add_up_to_dense(rng, name, dtype):
+def test_a_pattern_and_its_complement_add_up_to_dense(rng, name):
     pattern = case(name, 61, 70)
-    grad_out, *arrays = backward_inputs(rng, 61, 70, 24, 20, (2, 2), dtype=dtype)
-    grad_lse = rng.standard_normal((2, 2, 61)).astype(dtype)
+    grad_out, *arrays = backward_inputs(rng, 61, 70, 24, 20, (2, 2))
+    grad_lse = rng.standard_normal((2, 2, 61)).astype(np.float32)
     merged = merged_gradients(grad_out, *arrays, [pattern, Dense() - pattern], grad_lse)
     assert_gradients_match_oracle(merged, grad_out, *arrays, Dense(), None, grad_lse)
 
