@@ -219,7 +219,7 @@ def attention_backward(
     named = zip(inputs.arrays, names, strict=True)
     grads = [empty(x.shape, x.dtype, f"gradient of {name}", zero=True) for x, name in named]
     with np.errstate(all="ignore"):  # what is not finite stays so, in its own rows
-        delta = np.einsum("bhnd,bhnd->bhn", of_out, result)
+        delta = backward.row_products(of_out, result)
         for x in of_lse:
             delta -= x
     for plan, heads in plans:
