@@ -16,6 +16,7 @@ from subquad.plan.schedule import waves
 from subquad.plan.tables import address, cut
 from subquad.threads import share_out
 
+_ROWS = 4096  # that are copied at a time where columns are no neighbours
 Table = npt.NDArray[np.int64]
 Groups = list[tuple[int, list[int]]]  # batch and query heads
 
@@ -59,6 +60,15 @@ class Call(NamedTuple):
     def kernel(self, name: str) -> Callable[..., None]:
         found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
         return found
+
+
+def row_products(a: Array, b: Array) -> Array:
+    """The sum of a x b along columns, (batch, heads, rows), in an order that the layout of the arrays does not change."""
+    sums = np.empty(a.shape[:3], a.dtype)
+    for *head, begin in np.ndindex(*a.shape[:2], -(-a.shape[2] // _ROWS)):
+        rows = (*head, slice(begin * _ROWS, (begin + 1) * _ROWS))
+        np.einsum("nd,nd->n", np.ascontiguousarray(a[rows]), np.ascontiguousarray(b[rows]), out=sums[rows])
+    return sums
 
 
 def run(plan: Plan, inputs: Inputs, heads: Sequence[int], gradients: Gradients, scale: float, threads: int) -> None:
