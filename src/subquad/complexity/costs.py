@@ -29,8 +29,8 @@ class Cost:
     bytes_compulsory : int
         Query, key and value read once and the output written once: what no algorithm can avoid.
     bytes_streamed : int
-        Query read and output written once, and keys and values read by every tile of query rows that visits them: what
-        the kernels ask of the caches. A dense row of tiles reads every key 1/16 as often as row by row.
+        Query read and output written once, keys and values read by every tile of query rows that visits them, or by
+        every row where the plan lists keys row by row: what the kernels ask of the caches.
     plan_bytes : int
         The plan's tables, for all heads together.
     peak_bytes : int
