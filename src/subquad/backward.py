@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 
 def row_products(a: Array, b: Array) -> Array:
-    """The sum of a x b along columns, (batch, heads, rows), in an order that the layout of the arrays does not change."""
+    """The sum of a x b along columns, (batch, heads, rows), in an order that no layout of the arrays changes."""
     sums = np.empty(a.shape[:3], a.dtype)
     for *head, begin in np.ndindex(*a.shape[:2], -(-a.shape[2] // _ROWS)):
         rows = (*head, slice(begin * _ROWS, (begin + 1) * _ROWS))

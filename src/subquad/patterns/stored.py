@@ -106,7 +106,7 @@ class StoredLists(Frozen, BlockLists):
         return self
 
     def __reduce__(self) -> Any:
-        return self._of, (self.indptr, self.indices, self.layout_shape, self.block)
+        return rebuilt, (type(self), self.indptr, self.indices, self.layout_shape, self.block)
 
     def transpose(self) -> StoredLists:
         lists = transposed_lists(self.indptr, self.indices, self.layout_shape[1])
@@ -124,3 +124,8 @@ class StoredLists(Frozen, BlockLists):
 
     def _count(self, shape: Shape) -> int:
         return self._count_lists(shape)
+
+
+def rebuilt(cls: type[StoredLists], *fields: Any) -> StoredLists:
+    """A pattern as pickle took it apart: its arrays have been validated."""
+    return cls._of(*fields)

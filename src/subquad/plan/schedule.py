@@ -5,7 +5,7 @@ share no chunk and no cell form a *wave* and may run side by side; waves follow 
 in one fixed order, whatever the number of threads, with no atomics and no copies to be added up.
 
 Where chunks overlap little (a band, a residue class) a block is a chunk with all its keys. Where every chunk meets
-every key (dense, causal) the axis is cut too, and the waves are the diagonals of a grid.
+every key (dense, causal) the axis is cut too, and the waves cross a grid from corner to corner.
 """
 
 from __future__ import annotations
@@ -117,17 +117,23 @@ def _cells(visits: _Visits, bounds: Ints, n_cells: int) -> _Cells:
 
 
 def _coloured(blocks: list[Block], cells: list[Ints]) -> list[list[Block]]:
-    """Blocks by wave: each in the first one where neither its tiles nor its cells are taken."""
-    taken: dict[int, int] = {}  # waves of a cell (or, below 0, of a chunk) as bits
+    """Blocks by wave: each in the first one where its cells are free, after the earlier blocks of its tiles.
+
+    Blocks come by tiles, then by cells: so a tile meets its keys in ascending order, and the gradient of a query row
+    has the same bits whatever rows are beside it.
+    """
+    taken: dict[int, int] = {}  # waves of a cell as bits
+    next_wave: dict[int, int] = {}  # of the tiles from a first one on
     found: list[list[Block]] = []
     for block, keys in zip(blocks, cells, strict=True):
-        wanted = [-1 - block[0], *keys.tolist()]
-        busy = 0
-        for one in wanted:
-            busy |= taken.get(one, 0)
+        wanted = keys.tolist()
+        busy = (1 << next_wave.get(block[0], 0)) - 1
+        for cell in wanted:
+            busy |= taken.get(cell, 0)
         wave = (~busy & (busy + 1)).bit_length() - 1
-        for one in wanted:
-            taken[one] = taken.get(one, 0) | 1 << wave
+        for cell in wanted:
+            taken[cell] = taken.get(cell, 0) | 1 << wave
+        next_wave[block[0]] = wave + 1
         found += [[] for _ in range(wave + 1 - len(found))]
         found[wave].append(block)
     return found
