@@ -9,7 +9,7 @@ pairs a head, and keep as many weights for the gradient. The text is the languag
 its last tenth is never trained on. What the model is worth is said in bits per byte of that tenth, beside two tables
 of counts: of single bytes, and of bytes after each byte.
 
-Takes four minutes of processor time: about two minutes of yours on two idle cores.
+Takes five minutes of processor time: 2 min 41 s on two cores of an AMD EPYC (Zen 3).
 """
 
 from __future__ import annotations
