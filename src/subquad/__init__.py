@@ -7,31 +7,33 @@
 (4, 2000, 64)
 """
 
-from subquad import reference
+from typing import TYPE_CHECKING
+
+from subquad import lazy
 from subquad.attention import attention, attention_backward, merge
-from subquad.multihead import MultiHeadAttention
-from subquad.patterns import (
-    Banded,
-    BlockSparse,
-    Causal,
-    Columns,
-    Dense,
-    Explicit,
-    Global,
-    LogSparse,
-    Neighborhood,
-    Packed,
-    Pattern,
-    Random,
-    Strided,
-    bigbird,
-    dilated,
-    longformer,
-    sparse_transformer_fixed,
-    sparse_transformer_strided,
-    streaming,
-)
-from subquad.scores import SparseScores, attention_scores, attention_weights
+from subquad.patterns import Banded, Causal, Dense, Pattern
+
+if TYPE_CHECKING:
+    from subquad import reference
+    from subquad.multihead import MultiHeadAttention
+    from subquad.patterns import (
+        BlockSparse,
+        Columns,
+        Explicit,
+        Global,
+        LogSparse,
+        Neighborhood,
+        Packed,
+        Random,
+        Strided,
+        bigbird,
+        dilated,
+        longformer,
+        sparse_transformer_fixed,
+        sparse_transformer_strided,
+        streaming,
+    )
+    from subquad.scores import SparseScores, attention_scores, attention_weights
 
 __version__ = "0.1.0"
 
@@ -64,3 +66,13 @@ __all__ = [
     "sparse_transformer_strided",
     "streaming",
 ]
+
+_WHERE = {
+    "MultiHeadAttention": "multihead",
+    "SparseScores": "scores",
+    "attention_scores": "scores",
+    "attention_weights": "scores",
+    "reference": "",
+}
+
+__getattr__, __dir__ = lazy.names(__name__, dict.fromkeys(__all__, "patterns") | _WHERE)

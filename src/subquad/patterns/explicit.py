@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from subquad.patterns.base import Shape
-from subquad.patterns.stored import StoredLists, checked_indptr, integers
+from subquad.patterns.stored import StoredLists, checked_lists
 
 
 class Explicit(StoredLists):
@@ -46,19 +44,7 @@ class Explicit(StoredLists):
                 f"csr must be a SciPy CSR array; got {type(csr).__name__}. Convert it: scipy.sparse.csr_array(...)"
             )
         shape = (int(csr.shape[0]), int(csr.shape[1]))
-        indptr = integers(csr.indptr, "csr's indptr", -(2**62))
-        checked_indptr(indptr, shape[0], len(csr.indices), "csr")
-        indices = integers(csr.indices[: indptr[-1]], "csr's indices", 0, shape[1] - 1)
-        falls = np.diff(indices) <= 0
-        falls[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(indices))] - 1] = False  # a row ends here
-        if falls.any():
-            at = int(np.nonzero(falls)[0][0])
-            row = int(np.searchsorted(indptr, at, side="right")) - 1
-            rule = "sorted" if indices[at + 1] < indices[at] else "each there once"
-            raise ValueError(
-                f"csr's indices must be {rule} within a row; row {row} has {indices[at]} and then {indices[at + 1]}, "
-                f"at position {at + 1}. Call csr.sum_duplicates() first"
-            )
+        indptr, indices = checked_lists(csr.indptr, csr.indices, shape, "csr")
         self._hold(block=1, layout_shape=shape, indptr=indptr, indices=indices)
 
     def __repr__(self) -> str:

@@ -82,6 +82,24 @@ def checked_indptr(indptr: Ints, n_rows: int, n_indices: int, name: str) -> None
         raise ValueError(f"{name}'s indptr must rise from 0 to at most {n_indices}, its number of indices; it {at}")
 
 
+def checked_lists(indptr: Any, indices: Any, shape: tuple[int, int], name: str) -> tuple[Ints, Ints]:
+    """Copies of the index arrays of a CSR matrix, once it is sure that each row's are sorted, in range and unique."""
+    starts = integers(indptr, f"{name}'s indptr", -(2**62))
+    checked_indptr(starts, shape[0], len(indices), name)
+    columns = integers(indices[: starts[-1]], f"{name}'s indices", 0, shape[1] - 1)
+    falls = np.diff(columns) <= 0
+    falls[starts[1:-1][(starts[1:-1] > 0) & (starts[1:-1] < len(columns))] - 1] = False  # a row ends here
+    if falls.any():
+        at = int(np.nonzero(falls)[0][0])
+        row = int(np.searchsorted(starts, at, side="right")) - 1
+        rule = "sorted" if columns[at + 1] < columns[at] else "each there once"
+        raise ValueError(
+            f"{name}'s indices must be {rule} within a row; row {row} has {columns[at]} and then {columns[at + 1]}, "
+            f"at position {at + 1}. Call {name}.sum_duplicates() first"
+        )
+    return starts, columns
+
+
 def transposed_lists(indptr: Ints, indices: Ints, n_columns: int) -> tuple[Ints, Ints]:
     """Row pointers and sorted columns of the transposed matrix."""
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
@@ -126,6 +144,8 @@ class StoredLists(Frozen, BlockLists):
         return self._count_lists(shape)
 
 
-def rebuilt(cls: type[StoredLists], *fields: Any) -> StoredLists:
-    """A pattern as pickle took it apart: its arrays have been validated."""
-    return cls._of(*fields)
+def rebuilt(cls: type[StoredLists], indptr: Any, indices: Any, layout_shape: Any, block: Any) -> StoredLists:
+    """A pattern as pickle took it apart, checked anew: its arrays may come from a file of someone else's making."""
+    rows, columns = (checks.integer(n, "layout_shape", 0) for n in layout_shape)
+    lists = checked_lists(indptr, indices, (rows, columns), cls.__name__)
+    return cls._of(*lists, (rows, columns), checks.integer(block, "block", 1))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib
 import io
 import pickle
 import sys
@@ -71,10 +72,11 @@ class _Unpickler(pickle.Unpickler):
     """Builds patterns and arrays, calls nothing else: a graph may come from a file of someone else's making."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = getattr(sys.modules.get(module), name, None)
+        ours = module.startswith("subquad.patterns.")
+        found = getattr(importlib.import_module(module) if ours else sys.modules.get(module), name, None)
         pattern_class = isinstance(found, type) and issubclass(found, Pattern)
         # how patterns say that they are rebuilt, where a call of the class will not do
-        rebuilder = module.startswith("subquad.patterns.") and getattr(found, "__module__", None) == module
+        rebuilder = ours and getattr(found, "__module__", None) == module
         array = module.partition(".")[0] == "numpy" and name in _NUMPY
         if pattern_class or rebuilder or array or found is range:
             return found
