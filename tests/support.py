@@ -459,3 +459,16 @@ def sized_expressions(draw, largest=70, depth=3):
 # Around the edges of register tiles and vectors; wide, tall, and nothing at all.
 SIZES = [(0, 0), (0, 5), (5, 0), (1, 1), (15, 15), (16, 16), (17, 17), (63, 63), (97, 97)]
 SIZES += [(1, 200), (16, 111), (33, 64), (111, 16), (64, 17), (200, 63)]
+
+# Leading axes of queries, and of keys and values: none, heads, batch and heads, grouped heads.
+LEADING = [
+    ((), ()),
+    ((1,), (1,)),
+    ((3,), (3,)),
+    ((6,), (2,)),
+    ((4,), (1,)),
+    ((2, 3), (2, 3)),
+    ((3, 6), (3, 2)),
+    ((2, 4), (2, 1)),
+    ((1, 1), (1, 1)),
+]

@@ -12,6 +12,7 @@ from support import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
+    LEADING,
     SIZES,
     assert_matches_oracle,
     assert_same_bits,
@@ -99,20 +100,7 @@ def test_very_wide_heads(rng, pattern, size):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("leading", "kv_leading"),
-    [
-        ((), ()),
-        ((1,), (1,)),
-        ((3,), (3,)),
-        ((6,), (2,)),
-        ((4,), (1,)),
-        ((2, 3), (2, 3)),
-        ((3, 6), (3, 2)),
-        ((2, 4), (2, 1)),
-        ((1, 1), (1, 1)),
-    ],
-)
+@pytest.mark.parametrize(("leading", "kv_leading"), LEADING)
 @pytest.mark.parametrize("pattern", [Banded(9), Random(5, 1), Banded(3) | Global([0, 5])], ids=repr)
 def test_leading_axes_and_grouped_heads(rng, pattern, leading, kv_leading, dtype):
     check(*inputs(rng, 33, 50, 16, 24, leading, kv_leading, dtype), pattern)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import os
 import pickle
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -151,12 +153,23 @@ def test_text_tells_the_pattern(name):
     text = text_of(pattern)
     pattern_of.cache_clear()  # as in another process
     assert pattern_of(text) == pattern
-    assert text.startswith(_PICKLED) or text == repr(pattern)
+    # what holds arrays, and transposes without a closed form, no expression can say
+    assert text.startswith(_PICKLED) == any(sign in repr(pattern) for sign in ("<", ".transpose()"))
 
 
-def test_only_what_a_repr_cannot_tell_is_pickled():
-    assert text_of(Banded(9) | Global([0])) == repr(Banded(9) | Global([0]))
-    assert text_of(BlockSparse([[1, 0], [1, 1]], block=2)).startswith(_PICKLED)
+def test_a_pickled_pattern_is_checked_anew():
+    """A graph may come from a file of someone else's making, and kernels follow the indices."""
+    pattern = BlockSparse(np.eye(3, dtype=bool), block=2)
+    for indptr, indices, error in [
+        ([0, 1, 2, 3], [0, 1, 9], "position 2"),
+        ([0, 1, 2, 3], [-1, 1, 2], "position 0"),
+        ([0, 2, 1, 3], [0, 1, 2], "falls"),
+        ([0, 2, 2, 3], [1, 0, 2], "sorted"),
+    ]:
+        forged = BlockSparse._of(np.array(indptr), np.array(indices), pattern.layout_shape, 2)
+        text = _PICKLED + base64.b64encode(zlib.compress(pickle.dumps(forged))).decode()
+        with pytest.raises(ValueError, match=error):
+            pattern_of(text)
 
 
 @given(sized_expressions(), sized_expressions())

@@ -103,6 +103,7 @@ def test_command(tmp_path):
 def test_the_example_in_the_readme_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = re.search(r"## Training\n(.*?)\n## ", readme, re.DOTALL)[1]
+    assert len([line for line in section.splitlines() if line.strip()]) <= 10
     names = {}
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("8192", "512")
     exec(compile(code, "README.md", "exec"), names)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from subquad.forward import GATHERED_COST, KERNEL_NAME, Heads, lie_far_apart, scratch
+from subquad.forward import KERNEL_NAME, Heads, geometry, lie_far_apart, scratch
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.plan.cost import COLD_PAIR
 from subquad.plan.schedule import waves
 from subquad.plan.tables import address, cut
 from subquad.threads import share_out
@@ -133,7 +134,7 @@ def _by_key(call: Call, lists: GatheredPhase) -> None:
 def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: Groups) -> None:
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
-    ranges = cut(lists.work, GATHERED_COST * 4.0 * (d + d_v))
+    ranges = cut(lists.work, COLD_PAIR * 4.0 * (d + d_v))
     sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
 
     def worker() -> Callable[[int], None]:
@@ -152,11 +153,4 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
 
 
 def _table(call: Call, places: list[tuple[Array, int]]) -> Table:
-    """The geometry of some arrays: where their strides of rows and columns stand."""
-    table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
-    table[layout.D], table[layout.D_V] = call.widths
-    table[layout.SHIFT], table[layout.N_K] = call.plan.shape.shift, call.plan.shape.n_k
-    table[layout.LSE_STEP] = call.gradients.lse.strides[-1] // call.gradients.lse.itemsize
-    for x, column in places:
-        table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
-    return table
+    return geometry(call.plan.shape, call.widths, places, call.gradients.lse)

@@ -12,11 +12,11 @@ from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
 from subquad.patterns.base import Shape
 from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.plan.cost import COLD_PAIR
 from subquad.plan.tables import address
 from subquad.threads import share_out
 
 KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
-GATHERED_COST = 6  # what a listed pair costs in pairs of a tile
 
 
 class Heads(NamedTuple):
@@ -49,15 +49,13 @@ def scratch(sizes: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]
     return memory[offset : offset + floats], np.empty(ints, np.int64)
 
 
-def geometry(inputs: Inputs, shape: Shape, out: Array | None = None, lse: Array | None = None) -> npt.NDArray[np.int64]:
-    """Sizes and strides of one head, in elements, as the kernels read them."""
-    q, k, *rest = inputs.arrays
+def geometry(
+    shape: Shape, widths: tuple[int, int], places: list[tuple[Array, int]], lse: Array | None = None
+) -> npt.NDArray[np.int64]:
+    """Sizes and strides of one head, in elements, as the kernels read them; `places` says where an array's stand."""
     table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
-    table[layout.D], table[layout.SHIFT], table[layout.N_K] = q.shape[-1], shape.shift, shape.n_k
-    places = [(q, layout.Q_ROW), (k, layout.K_ROW)]
-    if rest and out is not None:
-        table[layout.D_V] = rest[0].shape[-1]
-        places += [(rest[0], layout.V_ROW), (out, layout.OUT_ROW)]
+    table[layout.D], table[layout.D_V] = widths
+    table[layout.SHIFT], table[layout.N_K] = shape.shift, shape.n_k
     for x, column in places:
         table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
     if lse is not None:
@@ -69,7 +67,9 @@ def run(
     plan: Plan, inputs: Inputs, heads: Sequence[int], out: Array, lse: Array | None, scale: float, threads: int
 ) -> None:
     """Write the attention of some query heads into `out`, and its log-sum-exp into `lse`."""
-    table = geometry(inputs, plan.shape, out, lse)
+    q, k, v = inputs.arrays
+    places = [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (out, layout.OUT_ROW)]
+    table = geometry(plan.shape, (q.shape[-1], v.shape[-1]), places, lse)
     for number in range(len(plan.phases)):
         table = table.copy()
         table[layout.FOLD] = int(number > 0)
@@ -95,7 +95,7 @@ def _run_phase(
     kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
     widths = q.shape[-1], v.shape[-1]
     pair_flops = 2.0 * sum(widths)
-    ranges = plan.tasks(number, pair_flops * (GATHERED_COST if gathered else plan.lanes))
+    ranges = plan.tasks(number, pair_flops * (COLD_PAIR if gathered else plan.lanes))
     tables = plan.addresses(number)
     places = Heads.of(q.shape[1], q, inputs.arrays[1], v, out, lse)
 

@@ -79,6 +79,7 @@ def attention_scores(
     from subquad import forward
     from subquad.kernels import layout, load
     from subquad.plan import csr_arrays
+    from subquad.plan.cost import COLD_PAIR
     from subquad.plan.tables import GatheredPhase, address, cut
 
     checked = checked_pattern(pattern)
@@ -91,9 +92,9 @@ def attention_scores(
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
     kernel = load("scores", forward.KERNEL_NAME[inputs.compute_dtype.itemsize])
-    table = forward.geometry(inputs, shape)
+    table = forward.geometry(shape, (q.shape[-1], 0), [(q, layout.Q_ROW), (k, layout.K_ROW)])
     lists = GatheredPhase(indptr, indices)
-    ranges = cut(lists.work, 2.0 * q.shape[-1] * forward.GATHERED_COST)
+    ranges = cut(lists.work, 2.0 * q.shape[-1] * COLD_PAIR)
     fixed = [address(x) for x in (table, indptr, indices)]
     heads = forward.Heads.of(q.shape[1], q, k, data)
 

@@ -68,9 +68,8 @@ def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool, backward: bool = 
     """Elements of float and of int64 scratch that one worker of a kernel needs."""
     lanes = lanes_of(itemsize)
     padded = [(width + lanes - 1) // lanes * lanes for width in (d, d_v)]
-    floats = lanes * (padded[0] + padded[1] + STEP + 8 + 4)
-    if backward:
-        floats = lanes * (3 * padded[0] + 2 * padded[1] + 2 * (STEP + 8) + 4)
+    queries, values, steps = (3, 2, 2) if backward else (1, 1, 1)  # how often a kernel holds each
+    floats = lanes * (queries * padded[0] + values * padded[1] + steps * (STEP + 8) + 4)
     panels = (PANELS + 1) * STEP * (d + d_v) if pack else 0
     return floats + panels, 5 * (STEP + 8) + 4 * lanes + PANELS
 

@@ -30,6 +30,7 @@ from subquad.patterns.whole import WholeColumns
 # blocks of 1 to 16, random matrices of density 0.002 to 0.3. A listed pair takes 9 ns where rows share keys, 27 ns
 # where they share none; each run takes 20 ns a row beside its keys.
 LISTED_PAIR, FETCH = 2.5, 5.0
+COLD_PAIR = LISTED_PAIR + FETCH  # a listed pair whose key no row nearby has fetched: what tasks are cut by
 RUN, TILE = 5.0, 6.0
 MARGIN = 1.15
 
