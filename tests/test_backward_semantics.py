@@ -337,3 +337,13 @@ def test_the_gradient_of_a_query_row_alone_where_keys_are_cut_into_cells(rng, pa
         rows = slice(n - last, n)
         alone = attention_backward(grad_out[rows], query[rows], key, value, out[rows], lse[rows], pattern)[0]
         assert_same_bits(alone, together[rows])
+
+
+@pytest.mark.parametrize("pattern", [Dense(), Banded(20), Strided(2), Random(4, 0)], ids=repr)
+def test_rows_whose_scores_are_all_minus_infinity_give_values_nothing(rng, pattern):
+    """Such a row counts as empty, in tiles and in lists: lse is -inf, and every weight 0 instead of NaN."""
+    query, key = np.ones((40, 1), np.float32), np.full((40, 1), -np.inf, np.float32)
+    value, grad_out = (rng.standard_normal((40, 3)).astype(np.float32) for _ in range(2))
+    out, lse = attention(query, key, value, pattern, return_lse=True)
+    assert (lse == -np.inf).all()
+    assert not attention_backward(grad_out, query, key, value, out, lse, pattern)[2].any()
