@@ -172,3 +172,13 @@ def test_command_refuses(arguments, message):
     done = command(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_preparing_a_peer_leaves_autograd_as_it_was(peers):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    contenders, cases = peers("contenders"), peers("cases")
+    (case,) = cases.shortened([cases.CASES[1]], 128)
+    prepare = next(one.prepare for one in contenders.CONTENDERS if one.name == "sdpa-dense")
+    prepared = prepare(case, case.inputs(), 1)
+    assert not prepared.call().requires_grad
+    assert torch.is_grad_enabled()

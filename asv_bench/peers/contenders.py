@@ -13,7 +13,7 @@ import numpy as np
 
 import subquad
 
-from .cases import BACKWARD, FORWARD, TRAINING, Case
+from .cases import BACKWARD, FORWARD, Case
 from .masks import Refused, mask_mod
 
 
@@ -60,11 +60,10 @@ def on_torch(build: Build) -> Callable[[Case, list[np.ndarray], int], Prepared]:
         import torch
 
         torch.set_num_threads(threads)
-        # Elsewhere without autograd, whose bookkeeping FlexAttention does not support on a CPU.
-        torch.set_grad_enabled(case.work == TRAINING)
         *inputs, grad_out = (torch.from_numpy(array)[None] for array in arrays)
         if case.work == FORWARD:
-            return Prepared(build(case, *inputs), lambda tensor: tensor[0].numpy())
+            # Without autograd, whose bookkeeping FlexAttention does not support on a CPU.
+            return Prepared(torch.no_grad()(build(case, *inputs)), lambda tensor: tensor[0].numpy())
         if case.work == BACKWARD:
             raise Refused("torch does not keep a graph for a backward alone: see the case of forward and backward")
         for tensor in inputs:
