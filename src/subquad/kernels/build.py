@@ -22,6 +22,7 @@ from typing import Any
 SIGNATURES = {
     "tiled": "xxxxxfiiiiiuxinn",
     "gathered": "xxxxxfiiixnn",
+    "decode": "xxxxxfiiiixinnnnnn",
     "scores": "xxxfiiixnn",
     "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
     "gathered_backward": "xxxxxxxxfiiixnn",

@@ -8,6 +8,7 @@ from numba import cfunc, types
 from subquad.kernels import simd
 from subquad.kernels.backward import backward_tiled
 from subquad.kernels.build import SIGNATURES
+from subquad.kernels.decode import forward_decode
 from subquad.kernels.gathered import forward_gathered, pair_scores
 from subquad.kernels.gathered_backward import backward_gathered
 from subquad.kernels.jit import OPTIONS
@@ -27,6 +28,7 @@ def peak(x, rounds):
 FUNCTIONS = {
     "tiled": forward_tiled,
     "gathered": forward_gathered,
+    "decode": forward_decode,
     "scores": pair_scores,
     "tiled_backward": backward_tiled,
     "gathered_backward": backward_gathered,
