@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -332,9 +331,17 @@ class KVCache:
 
         Time and memory O(`nbytes`).
         """
-        twin = copy.copy(self)
-        twin._slots = self._slots.copy()
+        twin = KVCache.__new__(KVCache)
+        twin.__dict__.update(self.__dict__, _slots=self._slots.copy())
         return twin
+
+    __copy__ = fork
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_intervals"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _intervals=row_intervals(state["_pattern"]))
 
     # --- how ------------------------------------------------------------------------------------------------------
 

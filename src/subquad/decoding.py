@@ -85,6 +85,9 @@ class Store(NamedTuple):
     def of(cls, key: Array, value: Array) -> Store:
         return cls(key, value, (place(key), place(value)))
 
+    def __reduce__(self) -> Any:
+        return Store.of, (self.key, self.value)  # a copy lies elsewhere
+
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What a dtype is computed in."""
@@ -190,6 +193,6 @@ def _run_widened(
 def _widened(x: Array, used: Ints) -> Array:
     """Some slots of half precision in float32. A bfloat16 is the upper half of one."""
     if x.dtype.name == "bfloat16":
-        bits = x.view(np.uint16)[:, used].astype(np.uint32)
+        bits = x.view(np.uint16).take(used, axis=1).astype(np.uint32)
         return np.left_shift(bits, 16, out=bits).view(np.float32)
-    return np.asarray(x[:, used], np.float32)
+    return x.take(used, axis=1).astype(np.float32)
