@@ -48,7 +48,7 @@ from subquad import (
     sparse_transformer_strided,
     streaming,
 )
-from subquad.reach import fixed_size
+from subquad.decode.reach import fixed_size
 
 N = 120
 
@@ -133,6 +133,24 @@ def test_long_chunks_after_many_turns(name, sequence):
     long = tuple(np.tile(x, (1, 5, 1))[:, :N] for x in sequence)
     out, _ = decoded(CASES[name], long, [37, 41, 42])
     assert_matches_oracle(out, None, *long, CASES[name])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        streaming(3, 30),
+        (Banded((1, 0), block=8) | Columns(12, 2) | Global([1, 26, 27, 200], rows=False)) & Causal(),
+        (Banded((20, 0)) - Strided(3)) | Global(range(2), rows=False) & Causal(),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("group", [1, 2])
+def test_long_chunks_with_pinned_keys(pattern, group, dtype, rng):
+    dtype = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    query, key, value = (rng.standard_normal((h, 400, 6)).astype(dtype) for h in (2 * group, 2, 2))
+    out, lse = decoded(pattern, (query, key, value), [20, 90, 17, 1, 71, 101, 100], max_rewind=3)
+    assert_matches_oracle(out, lse, query, key, value, pattern)
 
 
 def test_windows_wrap_around_for_a_long_time():

@@ -15,7 +15,7 @@ from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
     from subquad import reference
-    from subquad.cache import KVCache
+    from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.patterns import (
         BlockSparse,
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    "KVCache": "cache",
+    "KVCache": "decode",
     "MultiHeadAttention": "multihead",
     "SparseScores": "scores",
     "attention_scores": "scores",

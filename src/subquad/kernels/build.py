@@ -27,6 +27,8 @@ SIGNATURES = {
     "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
     "gathered_backward": "xxxxxxxxfiiixnn",
     "peak": "xn",
+    "read": "xxn",
+    "triad": "xxxfn",
 }
 
 _CTYPES = {"x": ctypes.c_void_p, "i": ctypes.c_void_p, "u": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_double}

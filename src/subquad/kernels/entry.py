@@ -12,6 +12,7 @@ from subquad.kernels.decode import forward_decode
 from subquad.kernels.gathered import forward_gathered, pair_scores
 from subquad.kernels.gathered_backward import backward_gathered
 from subquad.kernels.jit import OPTIONS
+from subquad.kernels.streams import read, triad
 from subquad.kernels.tiled import forward_tiled
 
 
@@ -33,6 +34,8 @@ FUNCTIONS = {
     "tiled_backward": backward_tiled,
     "gathered_backward": backward_gathered,
     "peak": peak,
+    "read": read,
+    "triad": triad,
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 from array import array
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from subquad import checks
-from subquad.decoding import Store
-from subquad.inputs import Array
-from subquad.intervals import Intervals
+from subquad.decode.intervals import Intervals
+from subquad.decode.steps import Store
+from subquad.inputs import Array, empty
 from subquad.patterns.spans import Ints
 
 
@@ -23,6 +24,23 @@ def pieces(start: int, stop: int, ring: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
+class Sizes(NamedTuple):
+    """How large a ring may be."""
+
+    smallest: int  # slots to begin with
+    steady: int | None  # what single tokens need for ever, where there is such a number
+    bound: int  # tokens of the longest sequence
+
+    def ring_for(self, needed: int, ring: int) -> int:
+        """The size of a ring of `ring` slots once it has to hold `needed` tokens."""
+        if needed > ring:
+            within = self.steady is not None and needed <= self.steady
+            return max(needed, min(2 * ring, self.steady if within and self.steady is not None else self.bound))
+        if self.steady is None:
+            return max(2 * needed, self.smallest) if 4 * needed < ring else ring
+        return self.steady if needed <= self.steady < ring else ring
+
+
 class Slots:
     """Keys and values of the tokens that are held.
 
@@ -30,11 +48,11 @@ class Slots:
     may be in both. `first` is the oldest position that the ring still holds, `length` one past the newest.
     """
 
-    def __init__(self, heads: int, d: int, d_v: int, dtype: np.dtype[np.generic], ring: int, pins: int) -> None:
+    def __init__(self, heads: int, d: int, d_v: int, dtype: np.dtype[Any], sizes: Sizes, pins: int) -> None:
         self.length = self.first = 0
-        self.ring = ring
+        self.sizes, self.ring = sizes, sizes.smallest
         self.pinned = array("q")
-        self.store = _allocate(heads, d, d_v, dtype, ring + pins)
+        self.store = _allocate(heads, d, d_v, dtype, self.ring + pins)
 
     @property
     def nbytes(self) -> int:
@@ -48,12 +66,21 @@ class Slots:
     def copy(self) -> Slots:
         """The same tokens in memory of their own."""
         twin = Slots.__new__(Slots)
-        twin.length, twin.first, twin.ring = self.length, self.first, self.ring
-        twin.pinned, twin.store = self.pinned[:], Store.of(self.store.key.copy(), self.store.value.copy())
+        store = Store.of(self.store.key.copy(), self.store.value.copy())
+        twin.__dict__.update(self.__dict__, pinned=self.pinned[:], store=store)
         return twin
 
-    def resize(self, ring: int, pins: int, oldest: int) -> None:
-        """Make room for so many recent and pinned tokens; recent ones before `oldest` are forgotten."""
+    def make_room(self, needed: int, new_pins: int, oldest: int) -> None:
+        """Have slots for so many recent tokens in all and for more pinned ones, or change nothing."""
+        ring, room = self.sizes.ring_for(needed, self.ring), self.room
+        pins = len(self.pinned) + new_pins
+        if pins > room:
+            room = max(pins, 2 * room)
+        if ring != self.ring or room != self.room:
+            self._resize(ring, room, oldest)
+
+    def _resize(self, ring: int, pins: int, oldest: int) -> None:
+        """Move to other memory; recent tokens before `oldest` are forgotten."""
         old = self.store.key, self.store.value
         heads, _, d = old[0].shape
         new = _allocate(heads, d, old[1].shape[2], old[0].dtype, ring + pins)
@@ -87,6 +114,27 @@ class Slots:
         self.length, self.first = length, min(self.first, length)
         del self.pinned[bisect.bisect_left(self.pinned, length) :]
 
+    def pins_below(self, position: int) -> int:
+        """Pinned tokens before a position."""
+        return bisect.bisect_left(self.pinned, position)
+
+    def side_by_side(self, origin: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """Keys and values of the tokens from `origin` on, in their order; 0 where they are no longer held."""
+        slot, n_tokens, first = origin % self.ring, self.length - origin, max(origin, self.first)
+        if first == origin and slot + n_tokens <= self.ring and dtype == self.store.key.dtype:
+            return self.store.key[:, slot : slot + n_tokens], self.store.value[:, slot : slot + n_tokens]
+        begin, end = self.pins_below(origin), self.pins_below(first)
+        held = np.array(self.pinned[begin:end], np.int64) - origin
+        found = []
+        for x in self.store[:2]:
+            y = empty((x.shape[0], n_tokens, x.shape[2]), dtype, "copy of recent tokens")
+            y[:, : first - origin] = 0
+            y[:, held] = x[:, self.ring + begin : self.ring + end]
+            for a, b in pieces(first, self.length, self.ring):
+                y[:, a - origin : b - origin] = x[:, a % self.ring : a % self.ring + b - a]
+            found.append(y)
+        return found[0], found[1]
+
     def of_intervals(self, keys: Intervals) -> tuple[list[int], list[int]]:
         """Starts and counts of the stretches of slots in which intervals of keys lie, in the order of the keys."""
         starts, counts, ring, first = [], [], self.ring, self.first
@@ -117,7 +165,7 @@ class Slots:
         return slots[breaks[:-1]], np.diff(breaks)
 
 
-def _allocate(heads: int, d: int, d_v: int, dtype: np.dtype[np.generic], n_slots: int) -> Store:
+def _allocate(heads: int, d: int, d_v: int, dtype: np.dtype[Any], n_slots: int) -> Store:
     what = f"a cache of {n_slots:,} tokens x {heads} heads x ({d} + {d_v}) {dtype}"
     checks.allocatable(heads * n_slots * (d + d_v) * dtype.itemsize, what, "Use a narrower pattern or float16.")
     try:

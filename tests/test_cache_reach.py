@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -28,8 +30,9 @@ from subquad import (
     sparse_transformer_strided,
     streaming,
 )
-from subquad.intervals import row_intervals
-from subquad.reach import Reach, fixed_size
+from subquad.decode.intervals import row_intervals
+from subquad.decode.moved import moved, period
+from subquad.decode.reach import Reach, fixed_size
 
 # pattern, position, the oldest recent key from there on, pinned keys below 20, lag
 LITERAL = [
@@ -136,5 +139,35 @@ def test_intervals_are_the_row(data, n):
     for position, keys in rows_of(pattern, n):
         found = intervals(position, n if fixed_size(pattern) else position + 1)
         assert all(start < stop for start, stop in found)
-        assert all(stop <= start for (_, stop), (start, _) in zip(found, found[1:], strict=False))
+        assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(found))
         assert [j for start, stop in found for j in range(start, stop)] == keys.tolist()
+
+
+@given(st.data(), st.integers(1, 60))
+def test_moved_pattern_allows_the_same_pairs(data, n):
+    pattern = data.draw(expressions(n, n))
+    step = period(pattern)
+    if step is None:
+        return
+    origin = data.draw(st.integers(0, (n - 1) // step)) * step
+    m = data.draw(st.integers(1, n - origin))
+    mask = mask_of(pattern, m, n)[:, origin:]
+    found = moved(pattern, origin, n)
+    np.testing.assert_array_equal(found is not None and mask_of(found, m, n - origin), mask)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (Banded(3), 1),
+        (Banded(2, block=6) | Columns(4, 1), 12),
+        (Strided(7) & LogSparse(), 1),
+        (Global([3]) - Banded(0, block=5), 5),
+        (Random(3) | Banded(3), None),
+        (Packed([4]) & Causal(), None),
+        (Banded(1, block=4).transpose(), None),
+    ],
+    ids=repr,
+)
+def test_period_of_a_pattern(pattern, expected):
+    assert period(pattern) == expected

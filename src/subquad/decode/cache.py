@@ -7,20 +7,18 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from subquad import checks, decoding
-from subquad.attention import attention
+from subquad import checks
+from subquad.decode.chunks import Rows
+from subquad.decode.reach import Reach
+from subquad.decode.slots import Sizes, Slots
+from subquad.decode.steps import compute_dtype
 from subquad.inputs import Array, checked_pattern, checked_scale
-from subquad.intervals import row_intervals
-from subquad.patterns.base import Pattern, Shape
-from subquad.reach import Reach
-from subquad.slots import Slots
+from subquad.patterns.base import Pattern
 from subquad.threads import thread_count
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _AT_ONCE = 64 << 20  # bytes: a ring up to this size is allocated whole, so that its size never changes
 _FEWEST = 64  # slots of a ring of which only time tells how large it must be
-_FEW_ROWS = 16  # a tile of query rows: from here on, the kernels of `attention` are faster where they can be used
-_ROWS_AT_ONCE = 256  # whose keys are listed together: bounds the memory of a long chunk
 
 
 class KVCache:
@@ -100,18 +98,17 @@ class KVCache:
         self._reach = Reach(pattern, self._capacity)
         if self._reach.size is not None:
             self._capacity = min(self._reach.size.n_k, self._capacity or checks.LARGEST)
-        self._intervals = row_intervals(pattern)
+        self._rows = Rows(pattern, self._reach)
+        self._heads, self._d, self._d_v = heads, d, d_v
         self._scale = float(d**-0.5)
+        self._known = 0  # rows from this position on are known to have their keys
         bound = checks.LARGEST if self._capacity is None else self._capacity
-        # the slots that an endless row of single tokens needs, where there is such a number
-        self._steady = None if self._reach.lag is None else min(bound, self._reach.lag + 1 + self._max_rewind)
+        steady = None if self._reach.lag is None else min(bound, self._reach.lag + 1 + self._max_rewind)
         wanted = min(bound, _FEWEST) if capacity is None else bound
         at_once = max(1, _AT_ONCE // (heads * (d + d_v) * self._dtype.itemsize))
-        self._smallest = min(at_once, wanted if self._steady is None else self._steady)
+        sizes = Sizes(min(at_once, wanted if steady is None else steady), steady, bound)
         pins = len(self._reach.pinned(0, min(bound, _FEWEST)))
-        self._slots = Slots(heads, d, d_v, self._dtype, self._smallest, pins)
-        self._heads, self._d, self._d_v = heads, d, d_v
-        self._known = 0  # rows from this position on are known to have their keys
+        self._slots = Slots(heads, d, d_v, self._dtype, sizes, pins)
 
     # --- what it is -----------------------------------------------------------------------------------------------
 
@@ -204,7 +201,8 @@ class KVCache:
         pinned = self._reach.pinned(begin, end)
         known = min(end - rows, end - 1 - self._max_rewind)
         oldest = self._reach.oldest(known)
-        self._make_room(end, max(oldest, self._slots.first), len(pinned))
+        held = max(oldest, self._slots.first)
+        self._slots.make_room(max(1, end - held), len(pinned), held)
         self._slots.write(keys, values, pinned)
         self._known = known if self._slots.first <= oldest else end - rows
 
@@ -266,28 +264,12 @@ class KVCache:
         q = self._checked_query(query)
         m = q.shape[1]
         self._check_rows(m)
-        dtype = decoding.compute_dtype(self._dtype)
-        factor = self._scale if scale is None else checked_scale(scale, self._d, dtype)
+        factor = self._scale
+        if scale is not None:
+            factor = checked_scale(scale, self._d, compute_dtype(self._dtype))
         if num_threads is not None:
             num_threads = thread_count(num_threads)
-        slots = self._slots
-        if m > _FEW_ROWS and slots.first == 0 and self._like_attention(m):
-            key, value = (x[:, : len(self)] for x in slots.store[:2])
-            if return_lse:
-                return attention(q, key, value, self._pattern, scale=factor, return_lse=True, num_threads=num_threads)
-            return attention(q, key, value, self._pattern, scale=factor, num_threads=num_threads)
-        out, lse = decoding.results(q.shape, self._d_v, dtype, return_lse)
-        if 0 < m <= _ROWS_AT_ONCE:
-            decoding.run(q, slots.store, self._rows(0, m, m), out, lse, factor, num_threads)
-        else:
-            for first in range(0, m, _ROWS_AT_ONCE):
-                part = slice(first, min(first + _ROWS_AT_ONCE, m))
-                lists = self._rows(part.start, part.stop, m)
-                some, sums = decoding.results((len(q), lists.rows), self._d_v, dtype, return_lse)
-                decoding.run(q[:, part], slots.store, lists, some, sums, factor, num_threads)
-                out[:, part] = some
-                if lse is not None:
-                    lse[:, part] = sums
+        out, lse = self._rows.attend(q, self._slots, factor, return_lse, num_threads)
         out = out.astype(self._dtype, copy=False)
         return out if lse is None else (out, lse)
 
@@ -337,12 +319,6 @@ class KVCache:
 
     __copy__ = fork
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_intervals"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _intervals=row_intervals(state["_pattern"]))
-
     # --- how ------------------------------------------------------------------------------------------------------
 
     def _checked(self, x: npt.ArrayLike, name: str, d: int) -> Array:
@@ -377,25 +353,6 @@ class KVCache:
             )
         return array.astype(self._dtype, copy=False)
 
-    def _make_room(self, end: int, oldest: int, new_pins: int) -> None:
-        """Slots for recent tokens oldest <= j < end and for more pinned ones; nothing changes where there are none."""
-        slots, steady = self._slots, self._steady
-        needed, ring = max(1, end - oldest), slots.ring
-        if needed > ring:
-            bound = self._capacity or checks.LARGEST
-            if steady is not None and needed <= steady:
-                bound = steady
-            ring = max(needed, min(2 * ring, bound))
-        elif steady is not None and needed <= steady < ring:
-            ring = steady
-        elif steady is None and 4 * needed < ring:
-            ring = max(2 * needed, self._smallest)
-        pins, room = len(slots.pinned) + new_pins, slots.room
-        if pins > room:
-            room = max(pins, 2 * room)
-        if ring != slots.ring or room != slots.room:
-            slots.resize(ring, room, oldest)
-
     def _droppable(self) -> int:
         """How many tokens can be dropped, short of all."""
         low, high = 0, len(self) - 1
@@ -422,32 +379,6 @@ class KVCache:
             raise ValueError(
                 f"{self._pattern!r} has rows from position {size.shift} on; got a query at position {n - m}"
             )
-
-    def _like_attention(self, m: int) -> bool:
-        """Whether `attention` takes the pattern at this size, and means the same by it."""
-        shape = Shape(m, len(self))
-        try:
-            self._pattern._validate(shape)
-        except ValueError:  # tokens that are still to come; a pattern of another size
-            return False
-        return self._reach.size in (None, shape)
-
-    def _rows(self, start: int, stop: int, m: int) -> decoding.RowSlots:
-        """Where the keys of rows start <= i < stop lie, of a query of m rows."""
-        n, slots, intervals = len(self), self._slots, self._intervals
-        if intervals is not None:
-            rows = range(n - m + start, n - m + stop)
-            return decoding.RowSlots.of_lists([slots.of_intervals(intervals(position, n)) for position in rows])
-        if self._reach.size is None:
-            shape, first = Shape(m, n), 0
-        else:
-            shape = self._reach.size
-            first = n - m - shape.shift
-        lists = []
-        for i in range(first + start, first + stop):
-            keys = self._pattern._row(i, shape)
-            lists.append(slots.of_keys(keys[: np.searchsorted(keys, n)]))
-        return decoding.RowSlots.of_arrays(lists)
 
 
 def _checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
