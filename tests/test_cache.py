@@ -19,6 +19,7 @@ from support import (
     assert_same_bits,
     expressions,
     for_query_heads,
+    linux_only,
     mask_of,
     oracle,
     oracle_softmax,
@@ -49,6 +50,7 @@ from subquad import (
     streaming,
 )
 from subquad.decode.reach import fixed_size
+from subquad.decode.steps import Store
 
 N = 120
 
@@ -140,6 +142,7 @@ def test_long_chunks_after_many_turns(name, sequence):
     "pattern",
     [
         streaming(3, 30),
+        streaming(150, 30),  # pinned keys on both sides of where the window begins
         (Banded((1, 0), block=8) | Columns(12, 2) | Global([1, 26, 27, 200], rows=False)) & Causal(),
         (Banded((20, 0)) - Strided(3)) | Global(range(2), rows=False) & Causal(),
     ],
@@ -387,6 +390,20 @@ def test_dtypes_and_widths(dtype, group, d, d_v, rng):
     key, value = (rng.standard_normal((2, 60, width)).astype(dtype) for width in (d, d_v))
     out, lse = decoded(pattern, (query, key, value), [1] * 20 + [7] * 5 + [5])
     assert_matches_oracle(out, lse, query, key, value, pattern)
+
+
+@pytest.mark.skipif(**linux_only)
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("d", "d_v", "group"), [(5, 3, 1), (24, 40, 2), (128, 129, 1), (64, 64, 3)])
+def test_nothing_beside_the_slots_is_touched(d, d_v, group, before, guarded, rng):
+    pattern = streaming(2, 11)
+    query, key, value = (rng.standard_normal((h, 50, w)) for h, w in ((2 * group, d), (2, d), (2, d_v)))
+    cache = KVCache(pattern, 2, d, d_v=d_v, dtype="float64")
+    cache._slots.store = Store.of(*(guarded(x, before) for x in cache._slots.store[:2]))
+    for t in range(50):
+        cache.append(key[:, t : t + 1], value[:, t : t + 1])
+        out = cache.attend(guarded(query[:, t : t + 1], before))
+    assert_matches_oracle(out, None, query[:, -1:], key, value, pattern)
 
 
 def test_half_precision_takes_half_the_memory():

@@ -131,6 +131,10 @@ def test_rewind_counts_from_the_longest(cache):
     with pytest.raises(ValueError, match=r"k must be at most 1: "):
         cache.rewind(2)
     cache.append(zeros(2, 1, 8), zeros(2, 1, 4))
+    with pytest.raises(ValueError, match=r"k must be at most 2: "):
+        cache.rewind(3)
+    with pytest.raises(ValueError, match=r"query must have at most 3 rows: .* got 4"):
+        cache.attend(zeros(2, 4, 8))
     cache.rewind(2)
     assert len(cache) == 17
 

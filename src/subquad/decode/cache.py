@@ -306,7 +306,6 @@ class KVCache:
                 f"got {k}. Create the cache with max_rewind >= {k}, or drop the whole sequence, {n} tokens"
             )
         self._slots.drop(n - k)
-        self._known = max(0, min(self._known, n - k - 1))
 
     def fork(self) -> KVCache:
         """An independent copy: what is appended to one, or dropped from it, does not touch the other.

@@ -37,7 +37,7 @@ class Rows:
         """The last rows of the sequence, in the dtype of the computation."""
         m, n = q.shape[1], slots.length
         if m > _FEW_ROWS:
-            if slots.first == 0 and n <= slots.ring and self._like_attention(Shape(m, n)):
+            if slots.first == 0 and self._like_attention(Shape(m, n)):
                 key, value = (x[:, :n] for x in slots.store[:2])
                 return _planned(q, key, value, self._pattern, scale, with_lse, num_threads)
             if self._period is not None and self._period <= _LONGEST_PERIOD:

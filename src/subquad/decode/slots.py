@@ -84,7 +84,6 @@ class Slots:
         old = self.store.key, self.store.value
         heads, _, d = old[0].shape
         new = _allocate(heads, d, old[1].shape[2], old[0].dtype, ring + pins)
-        oldest = max(oldest, self.first, self.length - ring)
         for x, y in zip(old, new[:2], strict=True):
             for start, stop in pieces(oldest, self.length, self.ring):
                 for a, b in pieces(start, stop, ring):
