@@ -49,6 +49,7 @@ from subquad import (
     sparse_transformer_strided,
     streaming,
 )
+from subquad.decode import steps
 from subquad.decode.reach import fixed_size
 from subquad.decode.steps import Store
 
@@ -191,7 +192,7 @@ def expected_rows(pattern, size, query, key, value):
     if size is None:
         return oracle(query, key, value, pattern)
     shift = n - m - (size[1] - size[0])
-    mask = mask_of(pattern, *size)[shift : shift + m, :n]
+    mask = mask_of(pattern, *size[:2])[shift : shift + m, :n]
     k, v = (for_query_heads(x.astype(np.float64), query) for x in (key, value))
     scores = query.astype(np.float64) @ k.swapaxes(-1, -2) * query.shape[-1] ** -0.5
     weights, lse = oracle_softmax(np.where(mask, scores, -np.inf))
@@ -248,7 +249,7 @@ def test_keys_that_no_row_may_see_are_never_read(data, n):
     m = data.draw(st.integers(1, n))
     if refused(pattern, size, m, n):
         return
-    mask = mask_of(pattern, *(size or (m, n)))[-m:]
+    mask = mask_of(pattern, *(size or (m, n))[:2])[-m:]
     rng = np.random.default_rng(0)
     query, (key, value) = rng.standard_normal((1, m, 4)), rng.standard_normal((2, 1, n, 4))
     key[:, ~mask.any(axis=0)] = value[:, ~mask.any(axis=0)] = np.nan
@@ -390,6 +391,16 @@ def test_dtypes_and_widths(dtype, group, d, d_v, rng):
     key, value = (rng.standard_normal((2, 60, width)).astype(dtype) for width in (d, d_v))
     out, lse = decoded(pattern, (query, key, value), [1] * 20 + [7] * 5 + [5])
     assert_matches_oracle(out, lse, query, key, value, pattern)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_that_the_processor_cannot_widen(dtype, monkeypatch, rng):
+    dtype = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    query, key, value = (rng.standard_normal((h, 60, 20)).astype(dtype) for h in (4, 2, 2))
+    expected = decoded(streaming(2, 13), (query, key, value), [1] * 60)
+    monkeypatch.setattr(steps, "widens", lambda name: False)
+    for ours, theirs in zip(decoded(streaming(2, 13), (query, key, value), [1] * 60), expected, strict=True):
+        assert_same_bits(ours, theirs)
 
 
 @pytest.mark.skipif(**linux_only)

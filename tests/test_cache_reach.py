@@ -100,14 +100,15 @@ def test_pinned_keys_of_a_stretch():
     ids=repr,
 )
 def test_size_a_pattern_was_made_for(pattern, size):
-    assert fixed_size(pattern) == size
+    found = fixed_size(pattern)
+    assert (found and tuple(found[:2])) == size
 
 
 def rows_of(pattern, n):
     """(position, keys) of each row that a cache may be asked for, up to n tokens."""
     size = fixed_size(pattern, n)
     if size is not None:
-        for i, row in enumerate(mask_of(pattern, *size)):
+        for i, row in enumerate(mask_of(pattern, *size[:2])):
             yield i + size.shift, np.nonzero(row)[0]
         return
     for t in range(1, n + 1):

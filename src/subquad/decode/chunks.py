@@ -37,7 +37,7 @@ class Rows:
         """The last rows of the sequence, in the dtype of the computation."""
         m, n = q.shape[1], slots.length
         if m > _FEW_ROWS:
-            if slots.first == 0 and self._like_attention(Shape(m, n)):
+            if slots.first == 0 and self._like_attention(Shape.aligned(m, n)):
                 key, value = (x[:, :n] for x in slots.store[:2])
                 return _planned(q, key, value, self._pattern, scale, with_lse, num_threads)
             if self._period is not None and self._period <= _LONGEST_PERIOD:
@@ -73,7 +73,7 @@ class Rows:
                 rows = [[(a, min(b, below)) for a, b in row if a < below] for row in rows]
             return steps.RowSlots.of_lists([slots.of_intervals(row) for row in rows])
         if self._reach.size is None:
-            shape, first = Shape(m, n), 0
+            shape, first = Shape.aligned(m, n), 0
         else:  # rows of the finished sequence
             shape = self._reach.size
             first = n - m - shape.shift
@@ -103,9 +103,10 @@ class Rows:
         pinned = slots.pins_below(origin) > 0
         if pattern is None:
             return self._listed(q, slots, scale, with_lse, num_threads)
-        q = q.astype(steps.compute_dtype(q.dtype), copy=False)
-        key, value = slots.side_by_side(origin, q.dtype)
-        out, lse = _planned(q, key, value, pattern, scale, with_lse or pinned, num_threads)
+        dtype = steps.compute_dtype(q.dtype) if pinned else q.dtype  # parts are not rounded before they are merged
+        key, value = slots.side_by_side(origin, dtype)
+        whole = q.astype(dtype, copy=False)
+        out, lse = _planned(whole, key, value, pattern, scale, with_lse or pinned, num_threads)
         if pinned and lse is not None:
             before, its_lse = self._listed(q, slots, scale, True, num_threads, below=origin)
             assert its_lse is not None

@@ -137,7 +137,7 @@ class Reach:
         if start >= stop:
             return np.arange(0)
         keys = np.arange(start, stop)
-        shape = Shape(1, stop)
+        shape = Shape.aligned(1, stop)
         return keys[np.logical_or.reduce([held._contains(keys, keys, shape) for held in self._pinned])]
 
 
@@ -210,7 +210,7 @@ def fixed_size(pattern: Pattern, capacity: int | None = None) -> Shape | None:
     exact = [leaf for leaf in leaves if getattr(leaf, "block", 1) == 1]
     size = _own_size((exact or leaves)[0])
     if capacity is not None and not exact and size.n_q == size.n_k:
-        size = Shape(capacity, capacity)
+        size = Shape.aligned(capacity, capacity)
     pattern._validate(size)
     return size
 
@@ -226,9 +226,9 @@ def _own_size(leaf: Pattern) -> Shape:
         return _own_size(leaf.base).swapped
     if isinstance(leaf, StoredLists):
         n_q, n_k = leaf.layout_shape
-        return Shape(n_q * leaf.block, n_k * leaf.block)
+        return Shape.aligned(n_q * leaf.block, n_k * leaf.block)
     if isinstance(leaf, Packed):
-        return Shape(leaf.n, leaf.n)
+        return Shape.aligned(leaf.n, leaf.n)
     assert isinstance(leaf, Neighborhood)
     n = int(np.prod(leaf.shape, dtype=object))
-    return Shape(n, n)
+    return Shape.aligned(n, n)

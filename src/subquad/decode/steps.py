@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.forward import KERNEL_NAME
 from subquad.inputs import Array, empty
 from subquad.kernels import layout, load
+from subquad.kernels.build import widens
 from subquad.patterns.spans import Ints
 from subquad.plan.tables import address
 from subquad.threads import share_out, thread_count
@@ -105,7 +105,7 @@ def run(
 ) -> None:
     """Write the attention of the rows of q (query heads, rows, d) into `out` and `lse`, both side by side."""
     q = q if q.flags.c_contiguous and q.flags.aligned else np.array(q, order="C")
-    if store.key.dtype == out.dtype:
+    if q.dtype == out.dtype or widens(q.dtype.name):
         _run(q, store, lists, out, lse, scale, num_threads)
     else:
         _run_widened(q.astype(out.dtype), store, lists, out, lse, scale, num_threads)
@@ -121,11 +121,11 @@ def _run(
     counts = starts + 4 * (len(lists.table) - rows - 1)
     sums = 0 if lse is None else place(lse)
     places = (
-        place(q), *store.places, place(out), sums, scale, _geometry(d, d_v, lse is not None)[1],
+        place(q), *store.places, place(out), sums, scale, *_constants(d, d_v, lse is not None)[1:],
         table, starts, counts,
     )  # fmt: skip
     sizes = n_slots, rows, group, lists.longest
-    kernel = load("decode", KERNEL_NAME[itemsize])
+    kernel = load("decode", q.dtype.name)
 
     lanes = layout.lanes_of(itemsize)
     floats = lanes + 5 * max(d, d_v) + group * (-(-lists.longest // lanes) * lanes)
@@ -148,16 +148,18 @@ def _run(
         share_out(n_tasks, worker, threads)
 
 
-_tables: dict[tuple[int, int, bool], tuple[Ints, int]] = {}
+_made: dict[tuple[int, int, bool], tuple[Ints, int, int]] = {}
 
 
-def _geometry(d: int, d_v: int, with_lse: bool) -> tuple[Ints, int]:
-    """The table of sizes that the kernel reads, and where it lies."""
-    found = _tables.get((d, d_v, with_lse))
+def _constants(d: int, d_v: int, with_lse: bool) -> tuple[Ints, int, int]:
+    """Sizes and options as the kernel reads them, and where either lie."""
+    found = _made.get((d, d_v, with_lse))
     if found is None:
-        table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
+        table = np.zeros(layout.GEOMETRY_COLUMNS + layout.HEAD_COLUMNS, np.int64)
         table[layout.D], table[layout.D_V], table[layout.OUT_COLUMN], table[layout.KEEP_LSE] = d, d_v, 1, with_lse
-        found = _tables[d, d_v, with_lse] = table, address(table)
+        table[layout.GEOMETRY_COLUMNS :].view(np.float64)[layout.SINK] = -np.inf
+        where = address(table)
+        found = _made[d, d_v, with_lse] = table, where, where + 8 * layout.GEOMETRY_COLUMNS
     return found
 
 
@@ -173,7 +175,7 @@ def _tasks(flops: float, n_rows: int, num_threads: int | None) -> tuple[int, int
 def _run_widened(
     q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, scale: float, num_threads: int | None
 ) -> None:
-    """The same of half precision: the slots that are read become float32, a few heads at a time."""
+    """The same where the processor cannot widen halves: slots that are read become float32, a few heads at a time."""
     (heads, n_slots, d), d_v = store.key.shape, out.shape[2]
     depth = np.zeros(n_slots + 1, np.int64)
     np.add.at(depth, lists.starts, 1)

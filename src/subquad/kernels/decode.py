@@ -12,7 +12,8 @@ import numpy as np
 from subquad.kernels import layout
 from subquad.kernels.gathered import add_listed, list_scores, weigh_list
 from subquad.kernels.jit import device
-from subquad.kernels.simd import at, broadcast, fma, load, load_part, splat, store, store_sums, width_of
+from subquad.kernels.memory import at, broadcast, load, load_part, store, store_sums
+from subquad.kernels.simd import fma, splat, width_of
 
 # Keys in a block: 32 rows of 512 bytes leave half of a 32 KB cache free.
 BLOCK = 32
@@ -86,15 +87,16 @@ def add_in_order(o, p, y, slots, begin, stop, width, spare):
 
 
 def forward_decode(
-    q, k, v, out, lse, scale, geometry, row_ptr, starts, counts, floats, slots, n_slots, rows, group, longest, first,
-    last,
+    q, k, v, out, lse, scale, geometry, head, row_ptr, starts, counts, floats, slots, n_slots, rows, group, longest,
+    first, last,
 ):  # fmt: skip
     """out[h, i] = softmax(scale q[h, i] . K[h // group, row i]) V[h // group, row i], rows first <= x < last of all.
 
     Row x is row i = x % rows of the query heads that share key head x // rows.
 
-    q, out       (key heads * group, rows, d or d_v), side by side; lse (key heads * group, rows)
-    k, v         (key heads, n_slots, d or d_v), side by side
+    q, k, v      as they are stored: (key heads * group, rows, d), (key heads, n_slots, d or d_v), side by side
+    out, lse     as they are computed: (key heads * group, rows, d_v), (key heads * group, rows)
+    head         a row of options, none of which is taken
     row_ptr      (rows + 1,): stretches row_ptr[i] <= b < row_ptr[i + 1] belong to row i
     starts, counts  slots starts[b] <= slot < starts[b] + counts[b] are those of the next counts[b] keys of the row
     slots        scratch for the `longest` row
@@ -104,9 +106,9 @@ def forward_decode(
     spare, s = floats, at(floats, lanes + 5 * max(d, d_v))
     padded = (longest + lanes - 1) // lanes * lanes
     for x in range(first, last):
-        head, i = x // rows, x % rows
-        keys, values = at(k, head * n_slots * d), at(v, head * n_slots * d_v)
-        row = head * group * rows + i  # of the first head of the group; the others' lie `rows` apart
+        of, i = x // rows, x % rows
+        keys, values = at(k, of * n_slots * d), at(v, of * n_slots * d_v)
+        row = of * group * rows + i  # of the first head of the group; the others' lie `rows` apart
         n_keys = expand_slots(slots, starts, counts, row_ptr[i], row_ptr[i + 1])
         for e in range(0, n_keys, BLOCK):
             stop = min(e + BLOCK, n_keys)
@@ -116,7 +118,8 @@ def forward_decode(
                 list_scores(others, at(q, (row + r * rows) * d), keys, slots, e, stop, d, d, 1, spare, 0)
         for r in range(group):
             place = row + r * rows
-            weigh_list(at(s, r * padded), n_keys, scale, at(out, place * d_v), at(lse, place), spare, geometry)
+            scores, its_out, its_lse = at(s, r * padded), at(out, place * d_v), at(lse, place)
+            weigh_list(scores, n_keys, scale, slots, slots, its_out, its_lse, spare, geometry, head)
         for e in range(0, n_keys, BLOCK):
             stop = min(e + BLOCK, n_keys)
             add_in_order(at(out, row * d_v), s, values, slots, e, stop, d_v, spare)

@@ -1,6 +1,7 @@
 """What memory gives: a plain read, and the triad of STREAM (McCalpin, 1995)."""
 
-from subquad.kernels.simd import fma, load, splat, store, width_of
+from subquad.kernels.memory import load, store
+from subquad.kernels.simd import fma, splat, width_of
 
 
 def read(x, sums, n):
