@@ -79,7 +79,9 @@ def masks():
     return of
 
 
-@pytest.mark.parametrize(("name", "given", "expected"), CASES, ids=[f"{name}-{k}" for k, (name, *_) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "given", "expected"), CASES, ids=[f"{name}-{k}" for k, (name, *_) in enumerate(CASES)]
+)
 def test_patterns_are_the_masks_of_the_model(name, given, expected, masks):
     config = transformers.CONFIG_MAPPING[name](**SMALL | given)
     patterns = [from_config(config, layer) for layer in range(4)]

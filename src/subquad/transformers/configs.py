@@ -12,27 +12,24 @@ from subquad.patterns.last_block import LastBlock
 # Model types whose own masks were compared with what is read here, layer by layer, with transformers 5.23;
 # tests/test_torch_transformers_configs.py does so for some of each way of reading. A config of another type may mean
 # something else by the same words, or not heed them: Llama takes a sliding_window and ignores it.
-_PAST = frozenset(
-    """
-    apertus arcee aria_text biogpt bitnet cohere ctrl ernie4_5 flex_olmo fuyu gemma glm glm4 gpt-sw3 gpt2
-    gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax
-    internlm3 jais2 jetmoe llama minimax_m2 moshi nanochat nemotron olmo olmo2 olmoe opt persimmon phi seed_oss
-    stablelm
-    """.split()
-)
-_WINDOWED = frozenset(
-    """
-    cohere2 cohere2_moe cwm exaone4 gemma2 gpt_oss granite_swa granitemoe_swa llama4_text ministral ministral3
-    mistral mixtral modernbert-decoder olmo3 phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe smollm3 starcoder2
-    vaultgemma
-    """.split()
-)
-_ENCODERS = frozenset(
-    """
-    albert bert camembert data2vec-text distilbert electra ernie esm nomic_bert roberta roberta-prelayernorm
-    roc_bert xlm-roberta xlm-roberta-xl
-    """.split()
-)
+# fmt: off
+_PAST = frozenset({
+    "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "ctrl", "ernie4_5", "flex_olmo", "fuyu", "gemma",
+    "glm", "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "granitemoeshared",
+    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "internlm3", "jais2", "jetmoe", "llama",
+    "minimax_m2", "moshi", "nanochat", "nemotron", "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "seed_oss",
+    "stablelm",
+})
+_WINDOWED = frozenset({
+    "cohere2", "cohere2_moe", "cwm", "exaone4", "gemma2", "gpt_oss", "granite_swa", "granitemoe_swa", "llama4_text",
+    "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "olmo3", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2", "vaultgemma",
+})
+_ENCODERS = frozenset({
+    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm", "nomic_bert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl",
+})
+# fmt: on
 
 
 def from_config(config: Any, layer: int) -> Pattern:
