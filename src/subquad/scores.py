@@ -77,7 +77,7 @@ def attention_scores(
     (array([0, 1]), array([1., 0.]))
     """
     from subquad import forward
-    from subquad.kernels import layout, load
+    from subquad.kernels import layout
     from subquad.plan import csr_arrays
     from subquad.plan.cost import COLD_PAIR
     from subquad.plan.tables import GatheredPhase, address, cut
@@ -85,13 +85,13 @@ def attention_scores(
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
     q, k = inputs.arrays
-    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
-    shape = Shape(q.shape[2], k.shape[2])
+    factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
+    shape = Shape.aligned(q.shape[2], k.shape[2])
     checked._validate(shape)
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
-    kernel = load("scores", forward.KERNEL_NAME[inputs.compute_dtype.itemsize])
+    kernel = forward.kernel_for("scores", inputs)
     table = forward.geometry(shape, (q.shape[-1], 0), [(q, layout.Q_ROW), (k, layout.K_ROW)])
     lists = GatheredPhase(indptr, indices)
     ranges = cut(lists.work, 2.0 * q.shape[-1] * COLD_PAIR)
@@ -100,7 +100,7 @@ def attention_scores(
 
     def worker() -> Callable[[int], None]:
         # scores go straight to where they belong: no list needs scratch
-        own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, q.itemsize, 0), q.dtype)
+        own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, data.itemsize, 0), data.dtype)
         places = [*fixed, address(own[0])]
 
         # `_kept`: the scratch must live as long as the addresses in `places`

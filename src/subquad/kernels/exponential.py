@@ -22,19 +22,25 @@ def _exp2_coefficients(degree):
 _FORMAT = {32: (23, 127, 5, 5), 64: (52, 1023, 11, 11)}
 
 
-def _emit_exp2(builder, lanes, value):
+def _emit_parts(builder, lanes, value):
+    """2**value as (1 + fraction * series) * scale."""
     mantissa, bias, degree, _ = _FORMAT[lanes.bits]
     magic = emit_constant(lanes, 1.5 * 2.0**mantissa + bias)
     value = emit_larger(builder, emit_constant(lanes, -float(bias)), value)
     shifted = builder.fadd(value, magic)
     fraction = builder.fsub(value, builder.fsub(shifted, magic))
     coefficients = _exp2_coefficients(degree)
-    power = emit_constant(lanes, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        power = emit_fma(builder, lanes, power, fraction, emit_constant(lanes, coefficient))
+    series = emit_constant(lanes, coefficients[-1])
+    for coefficient in reversed(coefficients[1:-1]):
+        series = emit_fma(builder, lanes, series, fraction, emit_constant(lanes, coefficient))
     shift = ir.Constant(lanes.ir_int, [mantissa] * lanes.count)
     scale = builder.bitcast(builder.shl(builder.bitcast(shifted, lanes.ir_int), shift), lanes.ir)
-    return builder.fmul(power, scale)
+    return fraction, series, scale
+
+
+def _emit_exp2(builder, lanes, value):
+    fraction, series, scale = _emit_parts(builder, lanes, value)
+    return builder.fmul(emit_fma(builder, lanes, series, fraction, emit_constant(lanes, 1.0)), scale)
 
 
 @intrinsic
@@ -46,6 +52,26 @@ def exp2(typing_context, x):
 
     def codegen(context, builder, sig, args):
         return _emit_exp2(builder, x, args[0])
+
+    return x(x), codegen
+
+
+@intrinsic
+def tanh(typing_context, x):
+    """tanh, as -e / (2 + e) with e = 2**y - 1 and y = -2 |x| log2(e); e loses no digits where it is small."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], x.ir_int)
+        sign = ir.Constant(x.ir_int, [1 << (x.bits - 1)] * x.count)
+        sign_bit = builder.and_(bits, sign)
+        negative = builder.bitcast(builder.or_(bits, sign), x.ir)
+        power = builder.fmul(negative, emit_constant(x, 2.0 / float(np.log(2.0))))
+        fraction, series, scale = _emit_parts(builder, x, power)
+        less = builder.fsub(scale, emit_constant(x, 1.0))
+        minus_one = emit_fma(builder, x, builder.fmul(fraction, series), scale, less)
+        ratio = builder.fdiv(minus_one, builder.fadd(minus_one, emit_constant(x, 2.0)))
+        size = builder.and_(builder.bitcast(ratio, x.ir_int), builder.not_(sign))
+        return builder.bitcast(builder.or_(size, sign_bit), x.ir)
 
     return x(x), codegen
 

@@ -93,10 +93,8 @@ class Neighborhood(RowLists):
 
     def _validate(self, shape: Shape) -> None:
         n = math.prod(self.shape)
-        if shape != (n, n):
-            raise ValueError(
-                f"shape {self.shape} has {n} tokens; it cannot be used with n_q = {shape.n_q} and n_k = {shape.n_k}"
-            )
+        if shape != Shape.aligned(n, n):
+            raise ValueError(f"shape {self.shape} has {n} tokens; it cannot be used with {shape.described()}")
 
     def _bounds(self, axis: int, x: Ints) -> tuple[Ints, Ints, Ints]:
         """For queries at x: their dilation group, and the keys start <= k < stop within it."""
