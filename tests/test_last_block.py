@@ -57,3 +57,11 @@ def test_it_is_a_value():
 def test_bad_blocks(block, kind):
     with pytest.raises(kind, match="block must be an integer >= 1"):
         LastBlock(block)
+
+
+def test_queries_past_the_last_key_are_in_no_block(rng):
+    q, k = rng.standard_normal((1, 6, 4)), rng.standard_normal((1, 5, 4))
+    found = attention(q, k, k, LastBlock(2), q_offset=2)  # at positions 2 to 7, of which 4 is in the last block
+    alone = attention(q, k[:, 4:], k[:, 4:])
+    expected = np.concatenate((alone[:, :2], attention(q[:, 2:3], k, k), alone[:, 3:]), axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -63,16 +63,15 @@ class LastBlock(Pattern):
         return reduce(Union, [half._transposed(shape) for half in self._halves()])
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
-        first = _first(self.block, shape)
-        return np.asarray((i + shape.shift >= first) | (j >= first))
+        first, p = _first(self.block, shape), i + shape.shift
+        return np.asarray(((p >= first) & (p < shape.n_k)) | (j >= first))
 
     def _row(self, i: int, shape: Shape) -> Ints:
         first = _first(self.block, shape)
-        return checks.key_range(0 if i + shape.shift >= first else first, shape.n_k)
+        return checks.key_range(0 if first <= i + shape.shift < shape.n_k else first, shape.n_k)
 
     def _count(self, shape: Shape) -> int:
-        keys = shape.n_k - _first(self.block, shape)
-        rows = min(keys, shape.n_q)
+        keys, rows = shape.n_k - _first(self.block, shape), len(_LastRows(self.block).members(shape))
         return rows * shape.n_k + (shape.n_q - rows) * keys
 
     def __repr__(self) -> str:
@@ -93,7 +92,7 @@ class _LastRows(WholeRows):
         return LINEAR
 
     def members(self, shape: Shape) -> Ints:
-        return np.arange(max(0, _first(self.block, shape) - shape.shift), shape.n_q)
+        return np.arange(max(0, _first(self.block, shape) - shape.shift), min(shape.n_k - shape.shift, shape.n_q))
 
 
 @dataclass(frozen=True, slots=True)

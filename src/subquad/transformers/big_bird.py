@@ -12,14 +12,14 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAtt
 
 from subquad.patterns import Banded, BlockSparse, Global, Pattern
 from subquad.patterns.last_block import LastBlock
-from subquad.torch import attention
+from subquad.transformers.calls import attended
 from subquad.transformers.padding import groups, joined
 
 # Sizes at which the model places random blocks as its paper's own code did; then up to this token alone.
 _PAPER_SIZES, _PAPER_REACH = (1024, 3072, 4096), 1024
 
 
-class SparseBigBirdAttention(BigBirdBlockSparseAttention):  # type: ignore[misc]
+class SparseBigBirdAttention(BigBirdBlockSparseAttention):
     """Blocks of a window, the first block and the last, and in training the random blocks that the model draws.
 
     The model itself counts a block once for each part that it is in: block 0 is added ``num_random_blocks`` times to
@@ -101,6 +101,6 @@ class SparseBigBirdAttention(BigBirdBlockSparseAttention):  # type: ignore[misc]
 
 def _attend(heads: list[Tensor], patterns: list[Pattern]) -> Tensor:
     if len(patterns) == 1:
-        return attention(*heads, patterns[0])
+        return attended(heads, patterns[0])
     one_by_one = zip(*(x.split(1, dim=1) for x in heads), patterns, strict=True)
-    return torch.cat([attention(q, k, v, pattern) for q, k, v, pattern in one_by_one], dim=1)
+    return torch.cat([attended((q, k, v), pattern) for q, k, v, pattern in one_by_one], dim=1)

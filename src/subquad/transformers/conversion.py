@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from subquad.transformers.needs import torch
 
@@ -57,12 +57,13 @@ def convert(model: Model) -> Model:
 
     _check_model(model)
     ours = {cls.__base__: cls for cls in (SparseBigBirdAttention, SparseLongformerSelfAttention)}
-    layers = [module for module in model.modules() if type(module) in ours or type(module) in ours.values()]
+    modules: list[Any] = list(model.modules())
+    layers = [module for module in modules if type(module) in ours or type(module) in ours.values()]
     if not layers:
         raise ValueError(_nothing(model))
     for layer in layers:
         layer.__class__ = ours.get(type(layer), type(layer))
-    for module in model.modules():
+    for module in modules:
         if type(module).__name__ == "LongformerModel" and module.config._attn_implementation != IMPLEMENTATION:
             module._before_subquad = module.config._attn_implementation
             module.config._attn_implementation = IMPLEMENTATION
@@ -93,7 +94,8 @@ def restore(model: Model) -> Model:
     from subquad.transformers.longformer import SparseLongformerSelfAttention
 
     _check_model(model)
-    for module in model.modules():
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if type(module) in (SparseBigBirdAttention, SparseLongformerSelfAttention):
             module.__class__ = type(module).__base__
         if type(module).__name__ == "LongformerModel" and hasattr(module, "_before_subquad"):

@@ -11,15 +11,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from subquad.patterns import Banded, Dense, Global, Pattern
-from subquad.torch import attention
-from subquad.transformers.dropout import dropout_options
+from subquad.transformers.calls import attended, dropout_options
 from subquad.transformers.padding import Group, groups, joined
 
 #: What a converted model's config calls its attention: the model's own mask, which would be n x n, becomes one row.
 IMPLEMENTATION = "subquad_longformer"
 
 
-class SparseLongformerSelfAttention(LongformerSelfAttention):  # type: ignore[misc]
+class SparseLongformerSelfAttention(LongformerSelfAttention):
     """Each row sees its window and the global tokens, each key once; global tokens see everything. O(n (w + g))."""
 
     def forward(
@@ -54,7 +53,7 @@ class SparseLongformerSelfAttention(LongformerSelfAttention):  # type: ignore[mi
             local = local | Global(group.special, rows=False)
         if group.masked:
             local = local - Global(group.masked)
-        out = attention(*(group.take(x) for x in near), local, **dropout_options(self.dropout, self.training))
+        out = attended([group.take(x) for x in near], local, dropout_options(self.dropout, self.training))
         if not group.special:
             return out
         tokens = torch.tensor(group.special)
@@ -66,7 +65,7 @@ class SparseLongformerSelfAttention(LongformerSelfAttention):  # type: ignore[mi
     def _far_by_keys(self, hidden: Tensor, query: Tensor, there: Pattern) -> Tensor:
         """Rows of global tokens: keys and values projected, then attended."""
         key, value = self._split(self.key_global(hidden)), self._split(self.value_global(hidden))
-        return attention(query, key, value, there, **dropout_options(self.dropout, self.training))
+        return attended((query, key, value), there, dropout_options(self.dropout, self.training))
 
     def _far_by_rows(self, hidden: Tensor, query: Tensor, there: Pattern) -> Tensor:
         """The same, rearranged: q (W x + b) = (q W) x + q b, and a sum of W x + b is W (sum of x) + (sum of 1) b.
@@ -81,14 +80,8 @@ class SparseLongformerSelfAttention(LongformerSelfAttention):  # type: ignore[mi
         rows = torch.cat((query @ keys, query @ bias_k[:, :, None]), dim=-1)
         # columns of zeros, to a multiple of the 8 that kernels are fast at
         tokens, rows = (F.pad(x, (0, -(width + 1) % 8)) for x in (tokens, rows))
-        sums = attention(
-            rows.flatten(1, 2)[:, None],
-            tokens[:, None],
-            tokens[:, None],
-            there,
-            scale=self.head_dim**-0.5,
-            **dropout_options(self.dropout, self.training),
-        )
+        options = dropout_options(self.dropout, self.training) | {"scale": self.head_dim**-0.5}
+        sums = attended((rows.flatten(1, 2)[:, None], tokens[:, None], tokens[:, None]), there, options)
         sums = sums[:, 0].unflatten(1, (heads, -1))
         return sums[..., :width] @ values.mT + sums[..., width : width + 1] * bias_v[:, None, :]
 
