@@ -234,7 +234,7 @@ X, HEADS = torch.zeros(1, 8, 8, 2, 4), torch.zeros(1, 2, 8, 8, 4)
         (
             lambda: natten.na2d_qk(HEADS, HEADS, 3, additional_keys=torch.zeros(1, 3, 2, 4)),
             ValueError,
-            r"additional_keys must have shape \(batch, heads, additional tokens, head_dim\), \(1, 2, 2, 4\); got \(1, 3, 2, 4\)",
+            r"additional_keys must have shape .*, \(1, 2, 2, 4\); got \(1, 3, 2, 4\)",
         ),
     ],
 )

@@ -106,6 +106,7 @@ def _copies() -> Iterator[tuple[CodeType, Callable[..., Meaning]]]:
 
 def _exclusive(sliding_window: int) -> Callable[..., Any]:
     def inner_mask(batch_idx: int, head_idx: int, q_idx: int, kv_idx: int) -> bool:
+        """Distances below the window. (What is compared has a docstring too, which takes a place among its constants.)"""
         return abs(q_idx - kv_idx) < sliding_window
 
     return inner_mask
@@ -124,7 +125,7 @@ def _same(a: CodeType, b: CodeType) -> bool:
 def _window(left: int, right: int | None) -> Pattern:
     if left < 0:
         raise ValueError(f"sliding_window must be at least 1; got {left + 1}")
-    return Banded((left, right))
+    return Banded(left if left == right else (left, right))
 
 
 def _remapped(mask_function: Callable[..., Any], position_ids: Tensor) -> Meaning:
