@@ -1,7 +1,7 @@
 """The random draws of dropout: a function of (seed, batch, head, row, key) alone, so that a backward draws the same.
 
-A word of 32 bits for each row and one for each key of a head, from splitmix64 (Steele et al., 2014), are joined and
-mixed. The kernels do the same in registers, `kernels.modifiers.thin`.
+A word of 32 bits for each row and an odd one for each key of a head, from splitmix64 (Steele et al., 2014), are
+multiplied and mixed. The kernels do the same in registers, `kernels.modifiers.thin`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def kept(seed: int, batch: int, head: int, i: npt.ArrayLike, j: npt.ArrayLike, d
     Examples
     --------
     >>> kept(0, 0, 0, 3, np.arange(8), 0.5)
-    array([False,  True,  True,  True, False, False, False, False])
+    array([False, False,  True, False, False,  True,  True,  True])
     """
     of_head = head_seeds(seed, batch + 1, head + 1)[batch, head]
     with np.errstate(over="ignore"):  # as integers of C do
-        rows, keys = (np.atleast_1d(x).astype(np.uint64) * np.uint64(_GOLDEN) for x in (i, j))
-    x = ((_mixed(rows + of_head) ^ _mixed(keys + ~of_head)) >> np.uint64(32)).astype(np.uint32)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return np.asarray((x ^ (x >> np.uint32(16))) >= threshold(dropout))
+        of_rows, of_keys = (np.atleast_1d(x).astype(np.uint64) * np.uint64(_GOLDEN) for x in (i, j))
+        rows, keys = ((_mixed(z) >> np.uint64(32)).astype(np.uint32) for z in (of_rows + of_head, of_keys + ~of_head))
+        x = rows * (keys | np.uint32(1))
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return np.asarray(x >= threshold(dropout))

@@ -7,6 +7,7 @@ inlined into a loop over the lanes of a tile, which LLVM turns into vectors wher
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def _compile(function: Callable[..., Any], kind: str, name: str, arguments: str)
     from numba import cfunc, njit, types
     from numba.core.errors import NumbaError
 
+    from subquad.kernels.dual import DUALS, DualType
     from subquad.kernels.jit import OPTIONS
 
     plain = getattr(function, "py_func", function)
@@ -76,9 +78,14 @@ def _compile(function: Callable[..., Any], kind: str, name: str, arguments: str)
     integers = types.CPointer(types.int64)
     of_pairs = integers if kind == "mask" else types.CPointer(computed)
     signature = types.void(of_pairs, of_pairs, integers, integers, types.int64, types.int64, types.int64, integers)
-    loops = _mask_loops(inner) if kind == "mask" else _score_loops(inner) if "score" in kind else _slope_loops(inner)
+    score = () if kind == "mask" else (DUALS[computed],) if kind.startswith("slope") else (computed,)
+    loops = {"mask": _mask_loops, "scor": _score_loops, "slop": _slope_loops}[kind[:4]]
     try:
-        return cfunc(signature, **{**OPTIONS, "_nrt": True})(loops)
+        inner.compile((*score, *(types.int64,) * 4))  # alone first: what goes wrong is at a line of the user's own
+        found = inner.overloads[inner.signatures[0]].signature.return_type
+        if not isinstance(found, types.Number | types.Boolean | DualType):
+            raise TypeError(f"{name} must return a number; {plain.__name__} returns {found}")
+        return cfunc(signature, **{**OPTIONS, "_nrt": True})(loops(inner))
     except NumbaError as error:
         raise _explained(error, plain, name, kind) from None
 
@@ -105,11 +112,9 @@ def _score_loops(function: Any) -> Callable[..., None]:
 
 
 def _slope_loops(function: Any) -> Callable[..., None]:
-    from subquad.kernels.dual import DUALS, dual, slope_of, value_of
+    from subquad.kernels.dual import dual, slope_of, value_of
     from subquad.kernels.simd import as_scalar as _as
     from subquad.kernels.simd import width_of
-
-    assert DUALS
 
     def loops(x, y, rows, keys, n, way, derive, head):
         b, h, lanes = head[_BATCH], head[_HEAD], width_of(x)
@@ -129,9 +134,6 @@ def _slope_loops(function: Any) -> Callable[..., None]:
 
 
 def _mask_loops(function: Any) -> Callable[..., None]:
-    lanes_of = layout.lanes_of
-    assert lanes_of
-
     def loops(x, y, rows, keys, n, way, lanes, head):
         b, h = head[_BATCH], head[_HEAD]
         for e in range(n):
@@ -149,33 +151,29 @@ def _mask_loops(function: Any) -> Callable[..., None]:
 
 def _explained(error: Exception, function: Any, name: str, kind: str) -> Exception:
     """What the user can do something about: the line of their own, and the first thing said of it."""
-    code = function.__code__
-    line = getattr(getattr(error, "loc", None), "line", None)
-    of_theirs = _own_line(error, code) or (line if line and line >= code.co_firstlineno else code.co_firstlineno)
+    code, reason = function.__code__, _reason(error)
     try:
         source, first = inspect.getsourcelines(function)
-        text = source[of_theirs - first].strip() if 0 <= of_theirs - first < len(source) else source[0].strip()
     except (OSError, TypeError):
-        text = function.__name__
+        source, first = [function.__name__], code.co_firstlineno
+    where = getattr(error, "loc", None)
+    line = where.line if where is not None and first <= (where.line or 0) < first + len(source) else None
+    if line is None:  # a name that is none has no place in Numba's message
+        quoted = re.findall(r"'([^']+)'", reason)
+        places = (first + at for at, text in enumerate(source) if quoted and quoted[0] in text)
+        line = next(places, first)
     what = "has no derivative that is known" if kind.startswith("slope") else "cannot be compiled"
-    return TypeError(f"{name} {what}: line {of_theirs} of {code.co_filename}: {text!r}: {_reason(error)}")
-
-
-def _own_line(error: Exception, code: Any) -> int | None:
-    import re
-
-    for path, line in re.findall(r'File "([^"]+)", line (\d+)', str(error)):
-        if code.co_filename.endswith(path.lstrip(".")):
-            return int(line)
-    return None
+    text = source[line - first].strip()
+    return TypeError(f"{name} {what}: line {line} of {code.co_filename}, {text!r}: {reason}")
 
 
 def _reason(error: Exception) -> str:
     """The first sentence of Numba's message that says something."""
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
     skipped = ("Failed in", "During:", "File ", "Traceback", "There are", "- Of which", "Overload")
-    kept = [line for line in lines if not line.startswith(skipped)]
-    return (kept[0] if kept else type(error).__name__)[:200]
+    kept = [line for line in lines if line and not line.startswith(skipped)]
+    sentence = (kept[0] if kept else type(error).__name__)[:200]
+    unknown = re.match(
+        r"No implementation of function Function\(<.*?(?:function|ufunc)? ?'?(\w+)'?(?: at 0x\w+)?>\)", sentence
+    )
+    return f"nothing is known of {unknown[1]} for these arguments" if unknown else sentence

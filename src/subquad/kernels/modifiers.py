@@ -94,41 +94,53 @@ def distances(typing_context, like, indices, offset, count, origin):
     return lanes(like, indices, types.int64, types.int64, types.int64), codegen
 
 
+@device
+def cap_scores(x, y, size, derive, cap):
+    """x = cap tanh(x / cap) for `size` scores, a whole vector at a time as long as there is one."""
+    lanes, caps, inverse, one, zero = width_of(x), splat(x, cap), splat(x, 1.0 / cap), splat(x, 1.0), splat(x, 0.0)
+    whole = size // lanes * lanes
+    if derive == 0:
+        for e in range(0, whole, lanes):
+            store(x, e, caps * tanh(load(x, e) * inverse))
+    else:
+        for e in range(0, whole, lanes):
+            bent = tanh(load(x, e) * inverse)
+            store(x, e, caps * bent)
+            store(y, e, load(y, e) * fma(zero - bent, bent, one))
+    left = size - whole
+    if left > 0:
+        bent = tanh(load_part(x, whole, left) * inverse)
+        store_part(x, whole, left, caps * bent)
+        if derive != 0:
+            store_part(y, whole, left, load_part(y, whole, left) * fma(zero - bent, bent, one))
+
+
 def modify(x, y, rows, keys, n, way, derive, head):
     """Softcap, then ALiBi, of scores in powers of two: c tanh(s / c) - slope |position - key|."""
-    lanes, by_tile = width_of(x), way == layout.BY_TILE
+    lanes, position = width_of(x), head[layout.POSITION]
     cap, slope = as_float(head[layout.SOFTCAP]), as_float(head[layout.SLOPE])
-    inverse, one, zero = splat(x, 1.0 / cap if cap > 0.0 else 0.0), splat(x, 1.0), splat(x, 0.0)
-    caps, falls = splat(x, cap), splat(x, -slope)
-    # a tile's distances are differences of exact floats, unless they are large
-    row, key = rows[0], keys[0]
-    places = distances(x, rows, 0, lanes, row) if by_tile else zero
-    near = by_tile and -_NEAR < rows[lanes - 1] - row < _NEAR
-    for e in range(0, n * lanes if by_tile else n, lanes):
-        count = lanes if by_tile or n - e >= lanes else n - e
-        s = load(x, e) if count == lanes else load_part(x, e, count)
-        if cap > 0.0:
-            bent = tanh(s * inverse)
-            s = caps * bent
-            if derive != 0:
-                slopes = load(y, e) if count == lanes else load_part(y, e, count)
-                store_part(y, e, count, slopes * fma(zero - bent, bent, one))
-        if slope != 0.0:
-            if way == layout.BY_ROW:
-                apart = distances(x, keys, e, count, row + head[layout.POSITION])
-            elif way == layout.BY_COLUMN:
-                apart = distances(x, rows, e, count, key - head[layout.POSITION])
-            else:
-                ahead = keys[e // lanes] - head[layout.POSITION] - row
-                if near and -_NEAR < ahead < _NEAR:
-                    apart = places - splat(x, np.float64(ahead))
-                else:
-                    apart = distances(x, rows, 0, lanes, ahead + row)
-            s = fma(falls, larger(apart, zero - apart), s)
-        if count == lanes:
-            store(x, e, s)
+    if cap > 0.0:
+        cap_scores(x, y, n * lanes if way == layout.BY_TILE else n, derive, cap)
+    if slope == 0.0:
+        return
+    falls, zero, row, key = splat(x, -slope), splat(x, 0.0), rows[0], keys[0]
+    if way == layout.BY_TILE:
+        # distances are differences of exact floats, unless they are large
+        places, near = distances(x, rows, 0, lanes, row), -_NEAR < rows[lanes - 1] - row < _NEAR
+        for t in range(n):
+            ahead = keys[t] - position - row
+            apart = places - splat(x, np.float64(ahead))
+            if not (near and -_NEAR < ahead < _NEAR):
+                apart = distances(x, rows, 0, lanes, ahead + row)
+            store(x, t * lanes, fma(falls, larger(apart, zero - apart), load(x, t * lanes)))
+        return
+    for e in range(0, n, lanes):
+        count = lanes if n - e >= lanes else n - e
+        if way == layout.BY_ROW:
+            apart = distances(x, keys, e, count, row + position)
         else:
-            store_part(x, e, count, s)
+            apart = distances(x, rows, e, count, key - position)
+        store_part(x, e, count, fma(falls, larger(apart, zero - apart), load_part(x, e, count)))
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -162,47 +174,44 @@ def word_of(typing_context, seed, index):
 
 
 @intrinsic
-def thinned(typing_context, weights, words, offset, word, drop_below, keep_scale):
-    """weights x keep_scale in the lanes whose draw, of words[offset + lane] and `word`, is not below drop_below."""
+def thinned(typing_context, weights, words, word, drop_below, keep_scale):
+    """weights x keep_scale in the lanes whose draw, of words[lane] and `word`, is not below drop_below; else 0."""
     lanes = weights
 
     def codegen(context, builder, sig, args):
-        weights_, words_, offset_, word_, below_, scale_ = args
+        weights_, words_, word_, below_, scale_ = args
         integers = ir.VectorType(_I32, lanes.count)
 
         def constant(number):
             return ir.Constant(integers, [number] * lanes.count)
 
-        address = builder.bitcast(builder.gep(words_, [offset_]), integers.as_pointer())
-        x = builder.xor(builder.load(address, align=4), _spread(builder, integers, builder.trunc(word_, _I32)))
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-            x = builder.mul(builder.xor(x, builder.lshr(x, constant(shift))), constant(factor))
-        x = builder.xor(x, builder.lshr(x, constant(16)))
+        x = builder.load(builder.bitcast(words_, integers.as_pointer()), align=4)
+        x = builder.mul(x, _spread(builder, integers, builder.trunc(word_, _I32)))
+        x = builder.mul(builder.xor(x, builder.lshr(x, constant(15))), constant(0x846CA68B))
         kept = builder.icmp_unsigned(">=", x, _spread(builder, integers, builder.trunc(below_, _I32)))
         return builder.select(kept, builder.fmul(weights_, scale_), emit_constant(lanes, 0.0))
 
-    return lanes(lanes, words, types.int64, types.int64, types.int64, lanes), codegen
+    return lanes(lanes, words, types.int64, types.int64, lanes), codegen
 
 
 def thin(x, y, rows, keys, n, way, derive, head):
     """Dropout: weights that are not dropped are divided by the share that is kept. `y` is a vector of scratch.
 
-    The draw of a pair is a function of (seed, batch, head, row, key): a word of the row and one of the key, mixed.
+    The draw of a pair is a function of (seed, batch, head, row, key): a word of the row and one of the key, odd, are
+    multiplied and mixed.
     """
-    lanes, by_tile, seed = width_of(x), way == layout.BY_TILE, head[layout.SEED]
+    lanes, seed = width_of(x), head[layout.SEED]
     below, scale = head[layout.DROP_BELOW], splat(x, as_float(head[layout.KEEP_SCALE]))
     words = as_words(y)
-    for r in range(lanes if by_tile else 0):
-        words[r] = word_of(seed, rows[r])
-    word = word_of(~seed, keys[0]) if way == layout.BY_COLUMN else word_of(seed, rows[0])
-    for e in range(0, n * lanes if by_tile else n, lanes):
-        count = lanes if by_tile or n - e >= lanes else n - e
-        if by_tile:
-            word = word_of(~seed, keys[e // lanes])
-        else:
-            for r in range(count):
-                words[r] = word_of(seed, rows[e + r]) if way == layout.BY_COLUMN else word_of(~seed, keys[e + r])
-        if count == lanes:
-            store(x, e, thinned(load(x, e), words, 0, word, below, scale))
-        else:
-            store_part(x, e, count, thinned(load_part(x, e, count), words, 0, word, below, scale))
+    if way == layout.BY_TILE:
+        for r in range(lanes):
+            words[r] = word_of(seed, rows[r])
+        for t in range(n):
+            store(x, t * lanes, thinned(load(x, t * lanes), words, word_of(~seed, keys[t]) | 1, below, scale))
+        return
+    word = word_of(~seed, keys[0]) | 1 if way == layout.BY_COLUMN else word_of(seed, rows[0])
+    for e in range(0, n, lanes):
+        count = lanes if n - e >= lanes else n - e
+        for r in range(count):
+            words[r] = word_of(seed, rows[e + r]) if way == layout.BY_COLUMN else word_of(~seed, keys[e + r]) | 1
+        store_part(x, e, count, thinned(load_part(x, e, count), words, word, below, scale))

@@ -37,7 +37,10 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry, head):
         masked = np.int64(1)
     if head[layout.MODIFIES] != 0:
         modify_scores(s_t, s_t, work.row, work.key, n_keys, np.int64(layout.BY_TILE), np.int64(0), head)
-    if masked or head[layout.MODIFIES] != 0:
+        top = before
+        for j in range(n_keys if not masked else 0):
+            top = larger(load(s_t, j * lanes), top)
+    if masked:
         top = before
         for j in range(n_keys):
             s = select(mask[j], load(s_t, j * lanes), never)

@@ -131,7 +131,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, out, lse, *numbers = ctx.saved_tensors
-    wanted: list[Tensor | None] = [None] * (3 + len(ctx.rest))
+    wanted: list[Tensor | None] = [None] * len(ctx.needs_input_grad)  # without arguments left at their defaults
     if grad_out is None:
         if grad_lse is None:
             return tuple(wanted)
@@ -140,7 +140,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     rest[_TENSORS] = numbers
     grads = attention_backward_op(grad_out, grad_lse, query, key, value, out, lse, *rest)
     for at, grad in zip((0, 1, 2, 3 + Rest._fields.index("sinks")), grads, strict=True):
-        if at < len(wanted) and ctx.needs_input_grad[at]:  # arguments left at their defaults are left out
+        if at < len(wanted) and ctx.needs_input_grad[at]:
             wanted[at] = grad
     return tuple(wanted)
 
