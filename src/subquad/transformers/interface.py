@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subquad.patterns import Banded, Causal, Dense, Global, Pattern
-from subquad.transformers.calls import attended, dropout_options
+from subquad.transformers.calls import attended, averaged_where_empty, dropout_options
 from subquad.transformers.needs import torch, transformers
 
 NAME = "subquad"
@@ -41,7 +41,7 @@ def register() -> None:
     sinks, and dropout (from PyTorch's generator). A mask of the caller's own (4-D), a mask function that is not the
     library's, paged caches, position biases and ``output_attentions`` are refused by name.
 
-    Rows of padding, which no mask allows any key, are 0; other implementations fill them with averages.
+    A row of padding that no key is allowed to is the average of all values, as in eager attention.
 
     Examples
     --------
@@ -135,7 +135,8 @@ def _masked(heads: Any, mask: Any, options: dict[str, Any], kwargs: dict[str, An
         }
         if mask.q_offset != mask.n_k - mask.n_q:
             limits["q_offset"] = mask.q_offset
-        results.append(attended(part, pattern, options | limits))
+        call = averaged_where_empty if mask.padded else attended
+        results.append(call(part, pattern, options | limits))
     if len(results) == 1:
         return results[0]
     order = torch.tensor([element for _, members in mask.parts for element in members])
@@ -189,5 +190,5 @@ def _with_row(heads: Any, attention_mask: torch.Tensor, options: dict[str, Any])
     parts = []
     for group in groups(-missing.expand(batch, n_k).to(torch.int8)):
         pattern = Dense() - Global(group.masked, rows=False) if group.masked else Dense()
-        parts.append((group, attended(tuple(group.take(x) for x in heads), pattern, options)))
+        parts.append((group, averaged_where_empty([group.take(x) for x in heads], pattern, options)))
     return joined(parts)

@@ -28,6 +28,10 @@ class Mask(NamedTuple):
     packed: bool
 
     @property
+    def padded(self) -> bool:
+        return self.key_starts is not None
+
+    @property
     def batch(self) -> int:
         return sum(len(members) for _, members in self.parts)
 
