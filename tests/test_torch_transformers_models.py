@@ -147,6 +147,18 @@ def test_gradient_checkpointing():
         same_gradients(found, results[0])
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, about graphs that break at the attention
+def test_a_compiled_model_follows_each_mask():
+    eager, ours = built("gemma2", num_hidden_layers=1)
+    compiled = torch.compile(ours, backend="eager")
+    for padding in (LEFT, RIGHT, None):
+        ids, mask = prompts(padding)
+        with torch.no_grad():
+            found, expected = (model(ids, attention_mask=mask).logits for model in (compiled, eager))
+        same(found[mask == 1], expected[mask == 1])
+    torch.compiler.reset()
+
+
 def test_a_model_that_computes_with_its_mask_is_told():
     config = transformers.LongformerConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, attention_window=8

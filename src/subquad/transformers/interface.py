@@ -61,6 +61,7 @@ def register() -> None:
     transformers.AttentionMaskInterface.register(NAME, describe)
 
 
+@torch.compiler.disable  # what it looks at are values: a graph would hold those of its first call
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
