@@ -18,7 +18,7 @@ import numpy as np
 
 from subquad.inputs import Array
 
-PIECE_BYTES = 8 << 20  # read or written at a time
+PIECE_BYTES = 4 << 20  # read or written at a time
 _SAMPLES, _SAMPLE_ROWS = 16, 8  # of an array's fingerprint
 
 Rows = tuple[int, int]  # first and one past the last
@@ -39,7 +39,7 @@ class Stored:
         self.dtype = np.dtype(array.dtype)
         self.row_bytes: int = math.prod(self.shape[3:]) * self.dtype.itemsize
         self.file = _File.behind(array, self.missing, n_axes) if isinstance(array, np.ndarray) else None
-        chunks = getattr(array, "shards", None) or getattr(array, "chunks", None)
+        chunks: Any = getattr(array, "shards", None) or getattr(array, "chunks", None)
         if not isinstance(chunks, tuple) or not all(isinstance(n, int) for n in chunks):  # none, or those of Dask
             chunks = (1,) * len(given)
         self.chunks: tuple[int, ...] = (1,) * self.missing + chunks
@@ -48,15 +48,16 @@ class Stored:
     def piece_rows(self) -> int:
         """Rows of one head that are read or written at a time: whole chunks."""
         rows = self.chunks[2]
-        return max(1, PIECE_BYTES // max(1, self.row_bytes * rows)) * rows
+        chunks = min(PIECE_BYTES // max(1, self.row_bytes * rows), -(-self.shape[2] // rows))
+        return max(1, chunks) * rows
 
     @property
     def spare_bytes(self) -> int:
         """What reading or writing holds beside the buffer: a piece as the store gives it, and its chunks."""
         if self.file is not None or isinstance(self.array, np.ndarray):
-            return PIECE_BYTES // 4  # of a conversion, where there is one
-        chunk = math.prod(self.chunks) * self.dtype.itemsize
-        return 3 * max(chunk, self.piece_rows * self.row_bytes)
+            return 0 if self.dtype.isnative and self.dtype.itemsize > 2 else PIECE_BYTES // 2  # of a conversion
+        chunk: int = math.prod(self.chunks) * self.dtype.itemsize
+        return 3 * max(chunk, self.chunks[1] * self.piece_rows * self.row_bytes)
 
     def read(self, batch: int, heads: slice, rows: Rows, into: Array) -> None:
         """Copy rows of some heads into an array of shape (heads, rows, ...), in its dtype."""
@@ -168,7 +169,7 @@ class _File:
         if into.dtype == of.dtype and into.flags.c_contiguous:
             self._fill(bytes_of(into), place, of.name)
             return
-        step = max(1, PIECE_BYTES // 4 // max(1, self.row))
+        step = max(1, PIECE_BYTES // 2 // max(1, self.row))
         for at in range(0, rows[1] - rows[0], step):
             part = np.empty((min(step, rows[1] - rows[0] - at), *into.shape[1:]), of.dtype)
             self._fill(bytes_of(part), place + at * self.row, of.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from subquad.streamed.tables import reached
 # 9 times the tables of one range for every preset, at 4,096 rows and at 65,536.
 PLAN_FACTOR = 10
 PLAN_BYTES = 2 << 20  # of a plan of any size
-# Buffers of a range grow to this size and no further, unless rows share so few keys that more rows read less.
+# Buffers of a range grow to this size and no further, unless rows share so few keys that more rows read less: larger
+# ones are no faster, and their pages have to be cleared (1 GB of keys took a third of the time of a pass over them).
 _RANGE_BYTES = 128 << 20
 _FEW_ROWS, _SOME_ROWS = 256, 1024  # of the ranges that are planned to see how a share grows
 _LEAST_KEYS = 2 * layout.STEP
@@ -99,11 +101,11 @@ def cut(share: Share, sizes: Sizes, max_bytes: int) -> Cut:
     half = sizes.fixed + (max_bytes - sizes.fixed) // 2
     parted = _aligned(fitting(lambda rows: needed(rows, least_keys) <= half), sizes, share, most)
     found = []
-    if needed(whole, all_keys(whole)) <= max_bytes:
+    if enough(whole):
         found.append((-(-most // whole) * (all_keys(whole) - keys.least) + keys.least, whole, all_keys(whole)))
     if needed(parted, least_keys) <= max_bytes:
-        held = (max_bytes - needed(parted, 0)) // sizes.key
-        found.append((-(-most // parted) * all_keys(parted), parted, min(held, sizes.n_k)))
+        held = min((max_bytes - needed(parted, 0)) // sizes.key, _RANGE_BYTES // sizes.key, sizes.n_k)
+        found.append((-(-most // parted) * all_keys(parted), parted, held))
     if not found:
         found.append((0, least_rows, least_keys))
     _, rows, held = min(found)
@@ -114,8 +116,14 @@ def _aligned(rows: int, sizes: Sizes, share: Share, most: int) -> int:
     """Whole chunks of the output, or at least whole tiles."""
     if rows >= most:
         return most
-    unit = sizes.align if rows >= sizes.align > 1 else share.lanes
-    return max(rows // unit * unit, min(rows, share.lanes))
+    for unit in (
+        math.lcm(sizes.align, max(1, share.period)),
+        sizes.align if sizes.align > 1 else share.lanes,
+        share.lanes,
+    ):
+        if rows >= unit:
+            return rows // unit * unit
+    return rows
 
 
 def _growth(share: Share, sizes: Sizes) -> tuple[Growth, Growth]:

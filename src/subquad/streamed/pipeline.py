@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from subquad.plan.tables import Phase, Plan, TiledPhase
 from subquad.streamed.arrays import Rows, Stored, bytes_of
 from subquad.streamed.budget import Cut, Sizes
 from subquad.streamed.journal import Journal, Unit
-from subquad.streamed.shares import Share, neighbours, table_bytes
+from subquad.streamed.shares import Share, Surroundings, neighbours, table_bytes
 from subquad.streamed.stretches import KeySpans, shared
 from subquad.streamed.tables import clipped, in_buffer, reached, visited
 
@@ -83,13 +85,21 @@ class Work(NamedTuple):
                 yield rows, slots, heads, places
 
 
-class Part(NamedTuple):
+@dataclass
+class Part:
     """Slots of a share, the phases of their plan, and the keys those reach."""
 
     first: int
     stop: int
     phases: list[Phase]
     reach: KeySpans
+    plan: Plan | None = None  # for the keys all at once: made on first use, and the phases are dropped then
+
+    def moved(self, by: int, window: Rows) -> Part:
+        """The same, so many rows on; of its keys those in the window move along."""
+        moves = (self.reach.start >= window[0]) & (self.reach.start < window[1])
+        reach = KeySpans(self.reach.start + by * moves, self.reach.stop + by * moves)
+        return Part(self.first + by, self.stop + by, self.phases, reach, self.plan)
 
 
 class Step(NamedTuple):
@@ -122,7 +132,7 @@ class Pipeline:
         self.outs = [empty((sizes.query_heads, rows, sizes.d_v), dtype, "buffer of output") for _ in range(2)]
         self.sums = [empty((sizes.query_heads, rows), dtype, "buffer of lse") for _ in range(2)]
         self._unsynced, self._synced_at = 0, time.monotonic()
-        self._latest: Part | None = None
+        self._latest: tuple[Part, Surroundings | None] | None = None
 
     def run(self, units: Iterable[Unit]) -> None:
         reader, writer = ThreadPoolExecutor(1, "subquad-read"), ThreadPoolExecutor(1, "subquad-write")
@@ -141,8 +151,8 @@ class Pipeline:
                 future.result()
             self._sync()
         except BaseException:
-            writer.shutdown(wait=True)
-            if not any(f.done() and f.exception() is not None for f in written.values()):
+            writer.shutdown(wait=True, cancel_futures=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
                 self._sync()
             raise
         finally:
@@ -175,18 +185,31 @@ class Pipeline:
 
     def _parts(self, first: int, stop: int) -> Iterator[Part]:
         """A range, or parts of it where the tables of the whole would be too large."""
-        if self._latest is not None and self._latest[:2] == (first, stop):  # heads that follow one another share it
-            yield self._latest
-            return
+        share, gap = self.work.share, self.work.sizes.gap
+        around = share.surroundings(first, stop, gap)
+        if self._latest is not None:
+            known, its_surroundings = self._latest
+            if (known.first, known.stop) == (first, stop):  # heads that follow one another share it
+                yield known
+                return
+            by = first - known.first
+            if around is not None and its_surroundings is not None and known.plan is not None:
+                alike = around.before == its_surroundings.before and known.stop + by == stop
+                if alike and by % share.period == 0:
+                    moved = known.moved(by, its_surroundings.window)
+                    self._latest = moved, around
+                    yield moved
+                    return
         self._latest = None
-        phases = self.work.share.plan(first, stop)
-        if table_bytes(phases) > self.work.cut.table_bytes and stop - first > self.work.share.lanes:
+        phases = share.plan(first, stop)
+        if table_bytes(phases) > self.work.cut.table_bytes and stop - first > share.lanes:
             middle = (first + stop) // 2
             yield from self._parts(first, middle)
             yield from self._parts(middle, stop)
             return
-        self._latest = Part(first, stop, phases, reached(phases, self.work.sizes.gap))
-        yield self._latest
+        part = Part(first, stop, phases, reached(phases, gap))
+        self._latest = part, around
+        yield part
 
     def _covers(self, unit: Unit, part: Part) -> bool:
         """Whether the first phase has every row of the unit."""
@@ -196,17 +219,22 @@ class Pipeline:
 
     def _plan(self, part: Part, wanted: KeySpans, edges: Rows | None, writes: bool) -> Plan:
         """The plan of some rows against the keys in a buffer."""
+        if part.plan is not None:
+            return part.plan
         share = self.work.share
         local = Shape(part.stop - part.first, wanted.total)
+        rows = share.slots(part.first, part.stop)
         phases: list[Phase] = [] if writes else [_NOTHING]  # phases after the first go on from the output
         for phase in part.phases:
             if edges is not None:
                 phase = clipped(phase, *edges, share.shape.n_k)
             if isinstance(phase, TiledPhase) and phases:
                 phase = visited(phase)
-            rows = share.slots(part.first, part.stop)
             phases.append(in_buffer(phase, rows, wanted, local.shift, share.lanes, share.shape.shift))
-        return Plan(local, share.lanes, tuple(phases), 0)
+        plan = Plan(local, share.lanes, tuple(phases), 0)
+        if edges is None:
+            part.plan, part.phases = plan, []
+        return plan
 
     def _read_queries(self, unit: Unit, number: int) -> None:
         into = self.queries[number % 2]
@@ -217,15 +245,17 @@ class Pipeline:
     def _read_keys(self, unit: Unit, wanted: KeySpans, held: KeySpans, buffer: int) -> None:
         """Fill a buffer: what the other one holds is copied, the rest is read."""
         kept, fresh = shared(wanted, held)
-        for source, buffers in ((self.arrays.key, self.keys), (self.arrays.value, self.values)):
-            for rows in kept:
-                to, at = (int(spans.local(np.array(rows[:1]))[0]) for spans in (wanted, held))
-                size = rows[1] - rows[0]
-                buffers[buffer][:, to : to + size] = buffers[1 - buffer][:, at : at + size]
-            heads = self.work.heads[unit.head][0]
-            for rows in fresh:
-                to = int(wanted.local(np.array(rows[:1]))[0])
-                source.read(unit.batch, heads, rows, buffers[buffer][:, to : to + rows[1] - rows[0]])
+        sides = ((self.arrays.key, self.keys), (self.arrays.value, self.values))
+        for _, buffers in sides:
+            target, source = buffers[buffer], buffers[1 - buffer]
+            places = (wanted.local(kept.start), held.local(kept.start), kept.stop - kept.start)
+            for to, begin, size in zip(*(x.tolist() for x in places), strict=True):
+                target[:, to : to + size] = source[:, begin : begin + size]
+        heads = self.work.heads[unit.head][0]
+        for stored, buffers in sides:
+            target = buffers[buffer]
+            for start, stop, to in zip(*(x.tolist() for x in (*fresh, wanted.local(fresh.start))), strict=True):
+                stored.read(unit.batch, heads, (start, stop), target[:, to : to + stop - start])
 
     # --- the kernels --------------------------------------------------------------------------------------------
 
@@ -252,7 +282,14 @@ class Pipeline:
                     continue
                 values = buffer[places, slots].astype(target.dtype, copy=False)
                 checksum = _checksum(values, checksum)
-                target.write(unit.batch, heads, rows, values)
+                try:
+                    target.write(unit.batch, heads, rows, values)
+                except OSError as error:
+                    what = (
+                        f"{target.name} cannot be written at rows {rows[0]:,} to {rows[1]:,}: {error.strerror or error}"
+                    )
+                    way_out = "what is done stays done: set that right, and call again to go on"
+                    raise OSError(error.errno, f"{what}; {way_out}") from error
                 self._unsynced += values.nbytes
         self.journal.add(unit, checksum)
         if self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS:

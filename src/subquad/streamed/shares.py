@@ -6,22 +6,36 @@ same bits; but nothing in it grows with the rows that are not in the range.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from subquad.kernels import layout
-from subquad.patterns.bands import Dense
+from subquad.patterns.bands import Band, Dense
 from subquad.patterns.base import Pattern, Shape
+from subquad.patterns.row_lists import expand
 from subquad.patterns.spans import Ints, Tiles
-from subquad.patterns.whole import as_stretches
+from subquad.patterns.strided import Strided
+from subquad.patterns.whole import KeySet, as_stretches, how_many
 from subquad.plan.cost import LISTS, NATURAL, RESIDUES, SHARED
 from subquad.plan.lists import keys_of
 from subquad.plan.tables import GatheredPhase, Phase
 from subquad.plan.terms import Group, Term, disjoint_terms, row_sets
 from subquad.plan.tiled_builder import TiledBuilder
+from subquad.streamed.stretches import KeySpans
 
+_LONGEST_PERIOD = 1 << 20
 _LISTED_ROWS = 1 << 11  # whose keys are listed at a time
+
+
+class Surroundings(NamedTuple):
+    """What a range of windows looks like from inside: ranges that agree in it have the same plan, but for a shift."""
+
+    window: tuple[int, int]  # keys that hold all that move along
+    before: int  # columns that lie before it
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,31 @@ class Share:
         """Whether the first phase of a plan has every row."""
         return any(term.way in (NATURAL, SHARED) for term in self.terms)
 
+    @cached_property
+    def period(self) -> int:
+        """Plans of ranges that lie a multiple of it apart differ by that shift alone, away from both ends; 0: never."""
+        leaves = [] if self.expression is None or self.members is not None else [*self.expression._leaves()]
+        strides = [leaf.stride for leaf in leaves if isinstance(leaf, Strided)]
+        bands = [leaf.reach() for leaf in leaves if isinstance(leaf, Band)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, Strided | Band | KeySet)]
+        if others or not bands or any(left is None or right is None for left, right, _ in bands):
+            return 0
+        period = math.lcm(*(block for _, _, block in bands), *(layout.STEP * stride for stride in strides or [1]))
+        return period if period <= _LONGEST_PERIOD else 0
+
+    def surroundings(self, first: int, stop: int, gap: int) -> Surroundings | None:
+        """Where the windows of a range lie; None where one meets a column, an end of the keys, or other rows."""
+        if self.period == 0 or self.expression is None or len(self.rows(first, stop)) < stop - first:
+            return None
+        leaves = [*self.expression._leaves()]
+        reach = [leaf.reach() for leaf in leaves if isinstance(leaf, Band)]
+        farthest = max((max(left or 0, right or 0) + 1) * block for left, right, block in reach) + layout.STEP + gap
+        low, high = first + self.shape.shift - farthest, stop + self.shape.shift + farthest
+        columns = [leaf.tokens for leaf in leaves if isinstance(leaf, KeySet)]
+        if low < 0 or high > self.shape.n_k or any(how_many(tokens, low, high) for tokens in columns):
+            return None
+        return Surroundings((low, high), sum(how_many(tokens, 0, low) for tokens in columns))
+
     def plan(self, first: int, stop: int) -> list[Phase]:
         """The phases of a range; rows and keys are those of the whole arrays, but lists go by slot."""
         rows = self.rows(first, stop)
@@ -74,7 +113,7 @@ class Share:
             phases.append(TiledBuilder(self.shape, self.lanes, False).residues(stride, [group], [self.terms]))
         if listed:
             phases.append(self._lists(listed, rows, first, stop))
-        return phases
+        return [trimmed(phase) for phase in phases]
 
     def _tiles(self, rows: Ints) -> Tiles:
         if not len(rows):
@@ -113,6 +152,18 @@ def shares_of(pattern: Pattern, shape: Shape, itemsize: int) -> list[Share]:
 
     found = [share(expression, rows) for rows, expression in sets]
     return found if len(special) == shape.n_q else [share(rest, None), *found]
+
+
+def trimmed(phase: Phase) -> Phase:
+    """Without the listed keys that no run visits."""
+    if isinstance(phase, GatheredPhase) or not len(phase.keys):
+        return phase
+    runs = phase.runs.copy()
+    listed = runs[:, layout.KEY_LIST] != layout.NO_LIST
+    begin = runs[listed, layout.KEY_LIST]
+    used = KeySpans.union(begin, begin + runs[listed, layout.KEY_COUNT])
+    runs[listed, layout.KEY_LIST] = used.local(begin)
+    return phase._replace(runs=runs, keys=phase.keys[expand(used.start, used.stop - used.start)])
 
 
 def neighbours(numbers: Ints) -> list[tuple[tuple[int, int], slice]]:

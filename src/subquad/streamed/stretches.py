@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from subquad.patterns.spans import Ints
+from subquad.patterns.spans import Bools, Ints
 
 
 class KeySpans(NamedTuple):
@@ -52,6 +52,13 @@ class KeySpans(NamedTuple):
         edges.append(int(self.stop[-1]) if len(self.stop) else 0)
         return list(pairwise(edges))
 
+    def has(self, keys: Ints) -> Bools:
+        """Whether each key is in a stretch."""
+        if not len(self.start):
+            return np.zeros(len(keys), bool)
+        at = np.searchsorted(self.start, keys, side="right") - 1
+        return np.asarray((at >= 0) & (keys < self.stop[at]))
+
     def local(self, keys: Ints) -> Ints:
         """The places of keys; of a key in no stretch, some place."""
         if not len(self.start):
@@ -60,23 +67,11 @@ class KeySpans(NamedTuple):
         return keys - (self.start - self.places)[at]
 
 
-def shared(wanted: KeySpans, held: KeySpans) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """What of `wanted` is in `held`, and what has to be read: stretches that lie in one stretch of each."""
-    kept: list[tuple[int, int]] = []
-    fresh: list[tuple[int, int]] = []
-    at = 0
-    for start, stop in zip(wanted.start.tolist(), wanted.stop.tolist(), strict=True):
-        while at < len(held.stop) and held.stop[at] <= start:
-            at += 1
-        k = at
-        while start < stop:
-            if k == len(held.start) or held.start[k] >= stop:
-                fresh.append((start, stop))
-                break
-            if held.start[k] > start:
-                fresh.append((start, int(held.start[k])))
-                start = int(held.start[k])
-            end = min(stop, int(held.stop[k]))
-            kept.append((start, end))
-            start, k = end, k + 1
-    return kept, fresh
+def shared(wanted: KeySpans, held: KeySpans) -> tuple[KeySpans, KeySpans]:
+    """What of `wanted` is in `held`, and what has to be read: each stretch lies in one stretch of either."""
+    edges = np.unique(np.concatenate((*wanted, *held)))
+    start, stop = edges[:-1], edges[1:]
+    inside = wanted.has(start)
+    start, stop = start[inside], stop[inside]
+    there = held.has(start)
+    return KeySpans(start[there], stop[there]), KeySpans(start[~there], stop[~there])

@@ -14,19 +14,19 @@ from subquad.streamed.arrays import Stored
 def check_target(target: Stored, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: list[Stored]) -> None:
     """Raise where a result of this shape and dtype cannot be written, or would be written over what is still read."""
     array, name = target.array, target.name
-    if isinstance(array, np.ndarray):
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have the result's shape {shape}; got {tuple(array.shape)}")
+    if target.dtype != dtype:
+        raise TypeError(f"{name} must have the result's dtype {dtype}; got {target.dtype}")
+    if not hasattr(array, "__setitem__") or _is_read_only(array):
+        raise ValueError(f"{name} must be writeable; got a read-only {type(array).__name__}")
+    if isinstance(array, np.ndarray) and array.size:
         try:
             checked_out(array, shape, dtype, {x.name: x.array for x in inputs})
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("out must", f"{name} must", 1)) from None
+        except ValueError as error:
+            raise ValueError(str(error).replace("out must", f"{name} must", 1)) from None
         if isinstance(array, np.memmap) and array.mode == "c":
             raise ValueError(f"{name} must be written to its file; got a memmap of mode 'c', whose changes reach none")
-    elif tuple(array.shape) != shape:
-        raise ValueError(f"{name} must have the result's shape {shape}; got {tuple(array.shape)}")
-    elif target.dtype != dtype:
-        raise TypeError(f"{name} must have the result's dtype {dtype}; got {target.dtype}")
-    elif not hasattr(array, "__setitem__") or _is_read_only(array):
-        raise ValueError(f"{name} must be writeable; got a read-only {type(array).__name__}")
     for x in inputs:
         if _is_same(target, x):
             raise ValueError(f"{name} must not overlap {x.name}: the result would be written over what is still read")
@@ -50,6 +50,8 @@ def _ending(path: Path, inner: str = "") -> Path:
 
 
 def _is_read_only(array: Any) -> bool:
+    if isinstance(array, np.ndarray):
+        return not array.flags.writeable
     file = getattr(array, "file", None)
     return bool(getattr(array, "read_only", False)) or getattr(file, "mode", "r+") == "r"
 
