@@ -627,3 +627,19 @@ def test_a_store_that_is_read_only_is_refused(tmp_path, rng):
     same = zarr.open_array(tmp_path / "out.zarr", mode="r+")
     with pytest.raises(ValueError, match="out must not overlap query"):
         streamed.attention(same, *x[1:], Dense(), out=zarr.open_array(tmp_path / "out.zarr", mode="r+"))
+
+
+# --- the example ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_runs_small(tmp_path):
+    example = Path(__file__).parents[1] / "docs" / "examples" / "out_of_core.py"
+    options = ["--tokens", "70000", "--d", "16", "--window", "9", "--memory-tokens", "4096", "--limit-gb", "0.2"]
+    done = subprocess.run(
+        [sys.executable, str(example), *options, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 files of 0.00 GB" in done.stdout
+    assert "70,000 of 70,000 rows" in done.stdout
+    assert done.stdout.endswith("50 rows agree\n")
+    assert not list(tmp_path.iterdir())

@@ -8,8 +8,9 @@ measures: the kernel on arrays in memory, and the disk. Rows here and there are 
 the keys around them. The files are removed at the end.
 
 The page cache would make a disk look like memory. So files are pushed out of it (posix_fadvise) before each part that
-reads them, writes count only once they are on the disk (fdatasync), and the disk is measured with the same sizes: all of
-the inputs read once, in pieces of 16 MB, while as many bytes as the output has are written over it.
+reads them, writes count only once they are on the disk (fdatasync), and the disk is measured with the same sizes: all
+of the inputs read once, in pieces of 16 MB, while as many bytes as the output has are written over it. Both bounds are
+measured before and after, and the better time counts.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def run(folder: Path, n: int, d: int, pattern: Banded, options: argparse.Namespa
     print(f"4 files of {n_bytes / 1e9:.2f} GB in {folder}; {memory / 1e9:.2f} GB of memory", flush=True)
     make(folder, n, d)
     threads = options.threads
-    in_memory = kernel_seconds(options.memory_tokens, d, pattern, threads)
+    kernel = [kernel_seconds(options.memory_tokens, d, pattern, threads)]
     pairs, few = pattern.nnz(n, n), pattern.nnz(options.memory_tokens, options.memory_tokens)
     disk = [disk_seconds(folder, n_bytes)]
 
@@ -160,17 +161,18 @@ def run(folder: Path, n: int, d: int, pattern: Banded, options: argparse.Namespa
     print()
     n_rows = len([*agreeing_rows(folder, n, options.window)])
     disk.append(disk_seconds(folder, n_bytes))
+    kernel.append(kernel_seconds(options.memory_tokens, d, pattern, threads))
+    in_memory = min(kernel)
     found = {
         "seconds": seconds,
         "of the kernel": (pairs / seconds) / (few / in_memory),
         "of the disk": min(disk) / seconds,
-        "of both": max(pairs / few * in_memory, min(disk)) / seconds,
     }
     print(f"{seconds:.1f} s: {pairs / seconds / 1e9:.2f} G pairs/s, {4 * n_bytes / seconds / 1e9:.2f} GB/s")
     print(
         f"kernel in memory: {few / in_memory / 1e9:.2f} G pairs/s; that many pairs in {pairs / few * in_memory:.1f} s"
     )
-    print(f"disk: {', '.join(f'{x:.1f} s' for x in disk)}, {4 * n_bytes / min(disk) / 1e9:.2f} GB/s at best")
+    print(f"disk: {', '.join(f'{x:.1f}' for x in disk)} s, {4 * n_bytes / min(disk) / 1e9:.2f} GB/s at best")
     print(f"{found['of the kernel']:.0%} of the kernel, {found['of the disk']:.0%} of the disk; {n_rows} rows agree")
     return found
 

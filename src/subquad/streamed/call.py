@@ -24,6 +24,7 @@ from subquad.streamed.targets import check_target, progress_path
 from subquad.threads import thread_count
 
 _OWN_BYTES = 4 << 20  # of threads, journals and what Python holds
+_LIST_FACTOR = 4  # a list of keys that all rows share, and what planning makes of it
 _GAP_BYTES = 4096  # keys that lie no farther apart are read with what parts them
 
 #: Told after each range: rows done and rows in all, over all heads, and which range that was.
@@ -175,11 +176,16 @@ def _works(pattern: Any, arrays: Arrays, max_bytes: int) -> list[Work]:
     written = [x.spare_bytes for x in (arrays.out, arrays.lse) if x is not None]
     key_chunk = max(k.chunks[2], v.chunks[2])
     gap = max(_GAP_BYTES // (itemsize * (d + d_v)), key_chunk if key_chunk > 1 else 0)
-    works = []
-    for number, (one, its_heads) in enumerate(checked_patterns(pattern, heads)):
+    patterns = checked_patterns(pattern, heads)
+    for one, _ in patterns:
         one._validate(shape)
-        if 0 in q.shape or not its_heads:
-            continue
+    if 0 in q.shape:
+        return []
+    shares = [shares_of(one, shape, itemsize) for one, _ in patterns]
+    lists = [term.keys.nbytes for of in shares for share in of for term in share.terms if term.keys is not None]
+    fixed = _OWN_BYTES + scratch + max(x.spare_bytes for x in (q, k, v)) + max(written) + _LIST_FACTOR * sum(lists)
+    works = []
+    for number, (_, its_heads) in enumerate(patterns):
         together = _heads_together(arrays, group) if len(its_heads) == heads else 1
         found = []
         for first in range(0, k.shape[1], together):
@@ -188,10 +194,9 @@ def _works(pattern: Any, arrays: Arrays, max_bytes: int) -> list[Work]:
             if of:
                 found.append((mine, of))
         most = max(len(of) for _, of in found), max(mine.stop - mine.start for mine, _ in found)
-        fixed = _OWN_BYTES + scratch + max(x.spare_bytes for x in (q, k, v)) + max(written)
-        fixed += 2 * most[1] * layout.STEP * (d + d_v) * itemsize
-        sizes = budget.Sizes(*most, d, d_v, itemsize, n_k, arrays.out.chunks[2], gap, fixed)
-        for at, share in enumerate(shares_of(one, shape, itemsize)):
+        margin = 2 * most[1] * layout.STEP * (d + d_v) * itemsize
+        sizes = budget.Sizes(*most, d, d_v, itemsize, n_k, arrays.out.chunks[2], gap, fixed + margin)
+        for at, share in enumerate(shares[number]):
             works.append(Work(number, at, share, sizes, budget.cut(share, sizes, max_bytes), found))
     return works
 
