@@ -14,7 +14,7 @@ from subquad.attention import attention, attention_backward, merge
 from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
-    from subquad import reference
+    from subquad import reference, streamed
     from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.patterns import (
@@ -66,6 +66,7 @@ __all__ = [
     "reference",
     "sparse_transformer_fixed",
     "sparse_transformer_strided",
+    "streamed",
     "streaming",
 ]
 
@@ -76,6 +77,7 @@ _WHERE = {
     "attention_scores": "scores",
     "attention_weights": "scores",
     "reference": "",
+    "streamed": "",
 }
 
 __getattr__, __dir__ = lazy.names(__name__, dict.fromkeys(__all__, "patterns") | _WHERE)

@@ -132,7 +132,8 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = kernel_for("gathered_backward", call.inputs), [address(x) for x in lists]
     ranges = cut(lists.work, COLD_PAIR * 4.0 * (d + d_v))
-    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
+    selects = bool(call.head[..., layout.SELECTS].any())
+    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True, selects=selects)
     own_head = call.place(call.head)
 
     def worker() -> Callable[[int], None]:

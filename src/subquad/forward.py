@@ -129,7 +129,8 @@ def _run_phase(
     def worker() -> Callable[[int], None]:
         sizes = layout.scratch_sizes(*widths, dtype.itemsize, bool(table[layout.PACK]))
         if isinstance(phase, GatheredPhase):
-            sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest)
+            selects = bool(head[..., layout.SELECTS].any())
+            sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest, selects=selects)
         own = scratch(sizes, dtype)
         before, after = (scale, address(table)), (*tables, *map(address, own))
 
