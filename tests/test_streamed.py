@@ -223,7 +223,7 @@ def test_blocks_are_read_once_for_each_range(rng):
 @given(drawn=sized_expressions(), data=st.data())
 def test_the_plan_of_some_rows_and_keys_is_that_part_of_the_mask(drawn, data):
     pattern, n_q, n_k = drawn
-    shape = Shape(n_q, n_k)
+    shape = Shape.aligned(n_q, n_k)
     if isinstance(result_or_refusal(lambda: pattern._validate(shape)), str) or 0 in shape:
         return
     low = data.draw(st.integers(0, n_k - 1))
@@ -235,7 +235,7 @@ def test_the_plan_of_some_rows_and_keys_is_that_part_of_the_mask(drawn, data):
         seen[share.rows(0, len(share))] += 1
         phases = share.plan(first, stop)
         held = reached(phases, data.draw(st.integers(0, 5))).within(low, high)
-        slots, local = share.slots(first, stop), Shape(stop - first, held.total)
+        slots, local = share.slots(first, stop), Shape.aligned(stop - first, held.total)
         phases = [clipped(phase, low, high, n_k) for phase in phases]
         phases = [visited(phase) if isinstance(phase, TiledPhase) else phase for phase in phases]
         if data.draw(st.booleans()):
@@ -267,5 +267,5 @@ def test_the_import_of_the_library_leaves_it_out():
 
 
 def test_other_shares_do_not_hide_a_row():
-    shares = shares_of(Global([3, 4, 9]) | Banded(1), Shape(12, 12), 4)
+    shares = shares_of(Global([3, 4, 9]) | Banded(1), Shape.aligned(12, 12), 4)
     assert [share.rows(0, len(share)).tolist() for share in shares] == [[0, 1, 2, 5, 6, 7, 8, 10, 11], [3, 4, 9]]
