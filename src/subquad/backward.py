@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.forward import Heads, Part, Table, geometry, kernel_for, needs_panels, scratch
+from subquad.forward import Heads, Part, Table, converted, geometry, kernel_for, needs_panels, scratch
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout
 from subquad.plan import GatheredPhase, TiledPhase
@@ -62,7 +62,8 @@ def row_products(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
     sums = np.empty(a.shape[:3], dtype)
     for *head, begin in np.ndindex(*a.shape[:2], -(-a.shape[2] // _ROWS)):
         rows = (*head, slice(begin * _ROWS, (begin + 1) * _ROWS))
-        np.einsum("nd,nd->n", *(np.ascontiguousarray(x[rows], dtype) for x in (a, b)), out=sums[rows])
+        pair = (np.ascontiguousarray(converted(x[rows], dtype)) for x in (a, b))
+        np.einsum("nd,nd->n", *pair, out=sums[rows])
     return sums
 
 

@@ -29,6 +29,7 @@ SIGNATURES = {
     "scores": "xxcfiiicnn",
     "tiled_backward": "xxxxcccccfiiiiiiucinnnn",
     "gathered_backward": "xxxxccccfiiiicinn",
+    "convert": "xcnn",
     "modify": "cciinnni",
     "thin": "cciinnni",
     "peak": "cn",

@@ -8,6 +8,7 @@ from numba import cfunc, types
 from subquad.kernels import memory, simd
 from subquad.kernels.backward import backward_tiled
 from subquad.kernels.build import SIGNATURES
+from subquad.kernels.convert import convert
 from subquad.kernels.decode import forward_decode
 from subquad.kernels.gathered import forward_gathered, pair_scores
 from subquad.kernels.gathered_backward import backward_gathered
@@ -37,6 +38,7 @@ FUNCTIONS = {
     "tiled_backward": backward_tiled,
     "gathered_backward": backward_gathered,
     "modify": modify,
+    "convert": convert,
     "thin": thin,
     "peak": peak,
     "read": read,
