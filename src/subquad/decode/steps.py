@@ -6,7 +6,8 @@ A step of decoding may be over in microseconds, so whatever does not change from
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ _SHARED_FLOPS = 4e6  # from here on threads are worth waking
 _TASKS_A_THREAD = 4
 _WIDENED_BYTES = 8 << 20  # of half precision, made float32 at a time
 _LINE = 64  # bytes
+_LEAST_SCRATCH, _MOST_SCRATCH = 1 << 15, 1 << 20  # bytes that a thread keeps from step to step
 
 
 def place(x: Array) -> int:
@@ -80,10 +82,11 @@ class Store(NamedTuple):
     key: Array
     value: Array
     places: tuple[int, int]
+    dtype_name: str  # 3 µs to ask a dtype for
 
     @classmethod
     def of(cls, key: Array, value: Array) -> Store:
-        return cls(key, value, (place(key), place(value)))
+        return cls(key, value, (place(key), place(value)), key.dtype.name)
 
     def __reduce__(self) -> Any:
         return Store.of, (self.key, self.value)  # a copy lies elsewhere
@@ -105,7 +108,7 @@ def run(
 ) -> None:
     """Write the attention of the rows of q (query heads, rows, d) into `out` and `lse`, both side by side."""
     q = q if q.flags.c_contiguous and q.flags.aligned else np.array(q, order="C")
-    if q.dtype == out.dtype or widens(q.dtype.name):
+    if q.dtype == out.dtype or widens(store.dtype_name):
         _run(q, store, lists, out, lse, scale, num_threads)
     else:
         _run_widened(q.astype(out.dtype), store, lists, out, lse, scale, num_threads)
@@ -125,27 +128,37 @@ def _run(
         table, starts, counts,
     )  # fmt: skip
     sizes = n_slots, rows, group, lists.longest
-    kernel = load("decode", q.dtype.name)
+    kernel = load("decode", store.dtype_name)
 
     lanes = layout.lanes_of(itemsize)
     floats = lanes + 5 * max(d, d_v) + group * (-(-lists.longest // lanes) * lanes)
     float_bytes = -(-floats * itemsize // _LINE) * _LINE
     n_tasks, threads = _tasks(2.0 * (d + d_v) * q.shape[0] * lists.total, heads * rows, num_threads)
 
-    def worker() -> Callable[[int], None]:
-        own = np.empty(float_bytes + 8 * lists.longest + _LINE, np.uint8)
-        at = -(-place(own) // _LINE) * _LINE
-
-        def do(task: int, _kept: Array = own) -> None:  # the scratch must live as long as its address
-            first, last = (heads * rows * edge // n_tasks for edge in (task, task + 1))
-            kernel(*places, at, at + float_bytes, *sizes, first, last)
-
-        return do
+    def do(task: int) -> None:
+        at, _, _memory = _scratch(float_bytes + 8 * lists.longest)
+        first, last = heads * rows * task // n_tasks, heads * rows * (task + 1) // n_tasks
+        kernel(*places, at, at + float_bytes, *sizes, first, last)
 
     if n_tasks == 1:
-        worker()(0)
+        do(0)
     else:
-        share_out(n_tasks, worker, threads)
+        share_out(n_tasks, lambda: do, threads)
+
+
+_own = threading.local()
+
+
+def _scratch(n_bytes: int) -> tuple[int, int, Array]:
+    """Where this thread has memory for so many bytes, their number, and the array that owns it."""
+    held: tuple[int, int, Array] | None = getattr(_own, "scratch", None)
+    if held is None or held[1] < n_bytes:
+        n_bytes = max(n_bytes, _LEAST_SCRATCH)
+        memory = np.empty(n_bytes + _LINE, np.uint8)
+        held = -(-place(memory) // _LINE) * _LINE, n_bytes, memory
+        if n_bytes <= _MOST_SCRATCH:
+            _own.scratch = held
+    return held
 
 
 _made: dict[tuple[int, int, bool], tuple[Ints, int, int]] = {}
