@@ -241,7 +241,7 @@ def test_the_plan_of_some_rows_and_keys_is_that_part_of_the_mask(drawn, data):
         if data.draw(st.booleans()):
             phases = [in_bits(p, LANES, shape.shift) if isinstance(p, TiledPhase) else p for p in phases]
         moved = [in_buffer(phase, slots, held, local.shift, LANES, shape.shift) for phase in phases]
-        found = Plan(local, LANES, tuple(moved), 10**6).scatter() if moved else np.zeros(local, int)
+        found = Plan(local, LANES, tuple(moved), 10**6).scatter() if moved else np.zeros((local.n_q, local.n_k), int)
         keys = np.concatenate([np.arange(*span) for span in zip(*held, strict=True)] or [np.arange(0)])
         own = np.isin(slots, share.rows(first, stop))
         assert np.array_equal(found, mask[slots][:, keys] * own[:, None])
