@@ -171,7 +171,9 @@ def _stored(pattern: StoredLists, window: Window) -> Pattern:
     kept = (blocks >= low) & (blocks < high)
     indptr = np.concatenate(([0], np.cumsum(kept)))[counts - counts[0]]
     cut = StoredLists._of(indptr, blocks[kept] - low, (last - first, high - low), block)
-    shape = Shape(min(last * block, window.shape.n_q) - first * block, min(high * block, window.shape.n_k) - low * block)
+    shape = Shape(
+        min(last * block, window.shape.n_q) - first * block, min(high * block, window.shape.n_k) - low * block
+    )
     if window.even and block == 1:
         return cut
     return _PartLists(cut, Window(shape, rows.moved(-first * block), keys.moved(-low * block)))
@@ -186,7 +188,9 @@ def _packed(pattern: Packed, window: Window) -> Pattern:
     met = Packed(pattern.lengths[first : last + 1])
     if window.even and window.rows == window.keys == Index(range(begin, end)):
         return met
-    return _PartLists(met, Window(Shape(end - begin, end - begin), window.rows.moved(-begin), window.keys.moved(-begin)))
+    return _PartLists(
+        met, Window(Shape(end - begin, end - begin), window.rows.moved(-begin), window.keys.moved(-begin))
+    )
 
 
 @dataclass(frozen=True, slots=True)
