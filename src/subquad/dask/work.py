@@ -31,7 +31,7 @@ _STRIPS = 256  # neighbouring rows between which `_touched` does not tell, as a 
 class Block(NamedTuple):
     """Keys and values that lie side by side, and the pieces they are made of."""
 
-    index: Index
+    keys: Index
     key: Array
     value: Array
     pieces: list[int]
@@ -130,7 +130,7 @@ def computed(x: Array) -> Array:
 
 
 def _blocks(group: Group, parts: Sequence[Array]) -> Iterator[Block]:
-    """Contiguous pieces where they lie, then all others side by side."""
+    """Contiguous pieces where they lie, the largest first; then all others side by side."""
     even = [number for number, piece in enumerate(group.pieces) if piece.keys.listed is None]
     if len(even) > _ALONE:
         even = [number for number in even if len(group.pieces[number]) * _LARGE >= len(group.rows)]
@@ -139,7 +139,8 @@ def _blocks(group: Group, parts: Sequence[Array]) -> Iterator[Block]:
         piece, x = group.pieces[number], parts[2 * number + which]
         return computed(x if piece.sent else take(x, piece.chosen))
 
-    for number in even:
+    # the first block writes every row; those after it are merged into the few rows that see them
+    for number in sorted(even, key=lambda number: -len(group.pieces[number])):
         yield Block(group.pieces[number].keys, ready(number, 0), ready(number, 1), [number])
     rest = [number for number in range(len(group.pieces)) if number not in even]
     if rest:
@@ -156,23 +157,23 @@ def _strips(group: Group, block: Block, every: bool) -> Iterator[tuple[Chosen, A
     places = Index(range(len(group.rows))) if every else _touched_rows(group, block)
     cuts = [places]
     strides = {leaf.stride for pattern in group.patterns for leaf in pattern._leaves() if isinstance(leaf, Strided)}
-    if strides and places.listed is None and group.rows.listed is None and block.index.listed is None:
+    if strides and places.listed is None and group.rows.listed is None and block.keys.listed is None:
         last = group.rows.start + places.stop + group.shape.shift
-        cut = places.stop - (last - block.index.stop) % max(strides)
+        cut = places.stop - (last - block.keys.stop) % max(strides)
         if places.start < cut < places.stop:
             cuts = [Index(range(places.start, cut)), Index(range(cut, places.stop))]
     for some in cuts:
         if len(some):
             rows = Index(group.rows.at(some.members()))
-            local = [part(pattern, group.shape, rows, block.index) for pattern in group.patterns]
+            local = [part(pattern, group.shape, rows, block.keys) for pattern in group.patterns]
             chosen = slice(some.start, some.stop) if some.listed is None else some.listed
             yield chosen, local[0] if len(local) == 1 else local
 
 
 def _touched_rows(group: Group, block: Block) -> Index:
     """Rows, as places among the group's, that may see a key of the block."""
-    local = dict.fromkeys(part(pattern, group.shape, group.rows, block.index) for pattern in group.patterns)
-    return _touched(tuple(local), len(group.rows), len(block.index))
+    local = dict.fromkeys(part(pattern, group.shape, group.rows, block.keys) for pattern in group.patterns)
+    return _touched(tuple(local), len(group.rows), len(block.keys))
 
 
 @functools.lru_cache(maxsize=32)
