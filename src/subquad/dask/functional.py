@@ -17,7 +17,7 @@ from subquad.patterns.base import Pattern
 from subquad.patterns.stored import Frozen
 
 
-@normalize_token.register(Pattern)
+@normalize_token.register(Pattern)  # type: ignore[no-untyped-call,untyped-decorator]
 def _token(pattern: Pattern) -> Any:
     """What tells patterns apart: equal ones give equal names, in every process."""
     if isinstance(pattern, Frozen):
@@ -98,7 +98,7 @@ def attention(
     Keys travel to the rows that see them, cut where they lie: halos for windows, columns for global tokens, lists for
     strided and random keys. Rows that see everything travel to the keys instead, and their partial results come back.
     Partial results are merged in a tree that the chunks alone decide, so a result does not depend on the scheduler, the
-    number of workers or a worker that was lost. Kernels run on one thread; Dask has as many of them at work as it likes.
+    number of workers or a worker that was lost. A kernel runs on one thread: how many run at once is up to Dask.
 
     Making the graph takes O(chunks + pieces) for windows, strides, columns and segments; for neighbourhoods, lists and
     random keys O(n) times the keys of a row. Time, pairs and memory of a task are those of `subquad.attention` for its

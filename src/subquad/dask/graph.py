@@ -1,7 +1,7 @@
-"""The graph: a task for each group, results merged two by two and gradients added up in one order, whoever runs them.
+"""The graph: a task for each group, results merged two by two, gradients added up in one order, whoever runs them.
 
-All layers between the inputs and a result are one layer of a HighLevelGraph, which forward and lse share. Its keys begin
-with a token of the inputs, the pattern and the scale, so that equal calls have equal names.
+All tasks between the inputs and the results are one layer of a HighLevelGraph, which output and lse share. Its keys
+begin with a token of the inputs, the pattern and the scale, so that equal calls have equal names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from subquad.dask import work
 from subquad.dask.arrays import Chunks, Given
-from subquad.dask.pieces import Chosen, Group, Needs, Partition, Piece
+from subquad.dask.pieces import Chosen, Group, Needs, Partition
 
 Key = tuple[Any, ...]
 _FAN_IN = 8  # gradients added up by one task
@@ -39,7 +39,7 @@ class Graph:
         self.given = given
         self.inputs = [given.query, given.key, given.value, *(x for x in more if isinstance(x, da.Array))]
         self.name = f"subquad-{verb}-{tokenize(given, *more)}"
-        self.tasks: dict[Key, Task] = {}
+        self.tasks: dict[Any, Task] = {}
 
     def add(self, what: str, at: Sequence[Any], function: Callable[..., Any], *args: Any) -> TaskRef:
         """A task that others refer to."""
@@ -73,10 +73,11 @@ class Graph:
     def result(self, what: str, tasks: dict[Key, tuple[Any, ...]], chunks: Sequence[Chunks], dtype: Any) -> da.Array:
         """A Dask array of what some functions make of the tasks' results: tasks[at] is (function, arguments)."""
         name = f"{self.name}-{what}"
-        layer = {(name, *at): Task((name, *at), *task) for at, task in tasks.items()}
+        layer: dict[Any, Any] = {(name, *at): Task((name, *at), *task) for at, task in tasks.items()}
         below = HighLevelGraph.from_collections(self.name, self.tasks, dependencies=self.inputs)
         graph = HighLevelGraph({**below.layers, name: layer}, {**below.dependencies, name: {self.name}})
-        return da.Array(graph, name, tuple(chunks), meta=np.empty((0,) * len(chunks), dtype))
+        meta = np.empty((0,) * len(chunks), dtype)
+        return da.Array(graph, name, tuple(chunks), meta=meta)  # type: ignore[no-untyped-call]
 
 
 def chunk_of(x: Any, at: Sequence[int]) -> TaskRef:
@@ -155,7 +156,9 @@ def backward(given: Given, grad_out: Any, out: Any, lse: Any, grad_lse: Any) -> 
                     shares[1].setdefault(there, []).append((piece.chosen, of_key))
                     shares[2].setdefault(there, []).append((piece.chosen, of_value))
     names = ("query", "key", "value")
-    return tuple(_summed(graph, f"grad-{name}", x, found) for name, x, found in zip(names, arrays, shares, strict=True))
+    summed = (_summed(graph, f"grad-{name}", x, some) for name, x, some in zip(names, arrays, shares, strict=True))
+    grad_query, grad_key, grad_value = summed
+    return grad_query, grad_key, grad_value
 
 
 def _summed(graph: Graph, what: str, x: Any, shares: dict[Key, Shares]) -> da.Array:

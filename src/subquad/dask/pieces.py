@@ -94,7 +94,8 @@ class Partition:
             return Needs(self.groups(self.patterns, rows), None, [])
         left_out = RowSet(tuple((whole + self.shape.shift).tolist()))
         rest = _for_each(self.rest, lambda pattern: Difference(pattern, left_out))
-        return Needs(self.groups(rest, rows), whole - begin, self.groups(self.patterns, Index(whole)))
+        of_few = self.groups(self.patterns, Index(whole))
+        return Needs(self.groups(rest, rows), whole - begin if of_few else None, of_few)
 
     def groups(self, patterns: tuple[Pattern, ...], rows: Index) -> list[Group]:
         """Neighbouring pieces together, as long as they have few keys for the rows."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ _LARGE = 8  # a contiguous piece with at least this share of the rows is attende
 _STRIPS = 256  # neighbouring rows between which `_touched` does not tell, as a share of all
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True)
+class Block:
     """Keys and values that lie side by side, and the pieces they are made of."""
 
     keys: Index

@@ -124,7 +124,7 @@ def _mapped(pattern: Pattern, window: Window) -> Pattern:
         return _stored(pattern, window)
     if isinstance(pattern, Packed):
         return _packed(pattern, window)
-    return (_PartLists if isinstance(pattern, RowLists) else _PartOfAny)(pattern, window)
+    return _PartLists(pattern, window) if isinstance(pattern, RowLists) else _PartOfAny(pattern, window)
 
 
 def _band(band: Band, window: Window) -> Pattern:
@@ -195,7 +195,7 @@ def _packed(pattern: Packed, window: Window) -> Pattern:
 
 @dataclass(frozen=True, slots=True)
 class MovedBand(Band):
-    """p // block - left <= j // block <= p // block + right, where a reach may be negative: rows far from their keys."""
+    """p // block - left <= j // block <= p // block + right; a reach is negative where rows lie far from their keys."""
 
     left: int | None
     right: int | None
