@@ -21,10 +21,18 @@ ROW = 4 * D  # bytes of a row of float32
 
 @pytest.fixture(scope="module")
 def client():
-    """Two workers of one thread each. Stealing is off: it may move a whole chunk to an idle worker, as it sees fit."""
-    quiet = {"distributed.scheduler.work-stealing": False}
+    """Two workers of one thread each, and a scheduler that believes bytes to be dear.
+
+    It moves a chunk where it thinks that moving saves time: by default at 100 MB/s and with half a second for a task that
+    it has not seen yet. The chunks here are a hundredth of real ones, so the bandwidth is too.
+    """
+    dear = {
+        "distributed.scheduler.bandwidth": "1 MB",
+        "distributed.scheduler.unknown-task-duration": "5ms",
+        "distributed.scheduler.work-stealing": False,
+    }
     with (
-        dask.config.set(quiet),
+        dask.config.set(dear),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=0, silence_logs=50
         ) as cluster,

@@ -16,5 +16,6 @@ except ModuleNotFoundError as error:
     raise ImportError('subquad.dask needs Dask: pip install "subquad[dask]"') from None
 
 from subquad.dask.functional import attention, attention_backward
+from subquad.dask.scaling import ScalingPlan, scaling_plan
 
-__all__ = ["attention", "attention_backward"]
+__all__ = ["ScalingPlan", "attention", "attention_backward", "scaling_plan"]
