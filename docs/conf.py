@@ -44,6 +44,10 @@ nitpick_ignore_regex = [
 python_use_unqualified_type_names = True
 
 autosummary_generate = True
+# names that differ in case alone need files that differ in more
+autosummary_filename_map = {
+    f"subquad.complexity.{name}": f"subquad.complexity.{name}-class" for name in ("Fit", "Cost")
+}
 autodoc_typehints = "none"  # docstrings say types with their shapes
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
@@ -61,7 +65,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",  # executed; the other scripts take minutes and are shown
     "ignore_pattern": r"__init__\.py",
-    "matplotlib_animations": False,
+    "capture_repr": (),  # what is printed is shown, not what a last line happens to be
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 5,

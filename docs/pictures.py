@@ -85,7 +85,7 @@ FAR = [
         "Strided(8)",
         "`(p - j) % stride == 0`",
         "n² / stride",
-        "Every stride-th token. Its pairs are reordered by residue class into dense blocks, so it is as fast as a band.",
+        "Every stride-th token. Its pairs are reordered by residue class into dense blocks, as fast as a band.",
     ),
     Entry(
         "Columns",

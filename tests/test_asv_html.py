@@ -1,4 +1,4 @@
-"""The committed results of asv, published as HTML and opened in Chromium: what its graphs show is read from the page."""
+"""The committed results of asv, published as HTML and opened in Chromium: what a graph shows is read from the page."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import functools
 import html
 import http.server
+import importlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ASV_BENCH = Path(__file__).resolve().parents[1] / "asv_bench"
@@ -57,13 +59,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The published directory."""
+def publish():
     sys.path.insert(0, str(ASV_BENCH))
     try:
-        import publish
+        return importlib.import_module("publish")
     finally:
         sys.path.remove(str(ASV_BENCH))
+
+
+@pytest.fixture(scope="module")
+def page(publish, tmp_path_factory):
+    """The published directory."""
     directory = tmp_path_factory.mktemp("asv") / "html"
     publish.publish(directory)
     return directory
@@ -114,8 +120,53 @@ def test_the_page_lists_what_was_run(page):
 
 
 @needs_browser
-@pytest.mark.parametrize("pattern", ["banded", "dense"])
-def test_a_graph_shows_the_exponent_of_every_commit(page, pattern):
-    seen = read(page, GRAPH, f"%23scaling.Exponent.track_exponent_n%3Fp-pattern%3D'{pattern}'")
-    print(seen)
-    assert 0
+@pytest.mark.parametrize(("pattern", "order"), [("banded", 1), ("dense", 2)])
+def test_a_graph_shows_the_exponent_of_every_commit(page, pattern, order):
+    where = f"#scaling.Exponent.track_exponent_n?p-pattern='{pattern}'"
+    seen = read(page, GRAPH, urllib.parse.quote(where))
+    assert seen["drawn"]
+    assert seen["unit"] == "exponent"
+    (series,) = (one for one in seen["series"] if pattern in one["label"])
+    expected = stored("scaling.Exponent.track_exponent_n", pattern)
+    assert len(series["values"]) == len(expected) >= 5
+    np.testing.assert_allclose(series["values"], expected)
+    assert all(abs(value - order) < 0.3 for value in series["values"])
+
+
+def test_results_are_anonymous_and_small():
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 300_000
+    assert len({json.loads(path.read_text(encoding="utf-8")).get("commit_hash") for path in files} - {None}) >= 5
+    for path in files:
+        assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [
+        ("jquery-3.3.1.min.js", "jquery.js"),
+        ("jquery.flot.min.js", "jquery.flot.js"),
+        ("md5.min.js", "md5.js"),
+        ("jquery.flot.orderBars.js", "jquery.flot.orderBars.js"),
+        ("bootstrap.min.css", "bootstrap.css"),
+    ],
+)
+def test_names_of_scripts_are_compared_without_version(publish, name, bare):
+    assert publish.bare(name) == bare
+
+
+def test_the_page_needs_no_network(page):
+    text = (page / "index.html").read_text(encoding="utf-8")
+    loaded = re.findall(r'<(?:script|link)[^>]*?(?:src|href)="([^"]+)"', text)
+    assert len(loaded) > 15
+    assert not [url for url in loaded if ":" in url]
+    assert all((page / url).exists() for url in loaded)
+
+
+def test_commits_between_two(publish, tmp_path):
+    """The page of regressions asks for them."""
+    recorded = publish.Recorded(f"{publish.PREFIX}{RESULTS}", "")
+    first, *between, last = recorded.oldest_first
+    assert recorded.get_hashes_from_range(recorded.get_range_spec(first, last)) == [last, *between[::-1]]
+    assert recorded.get_branch_commits("main")[0] == last
+    assert recorded.get_revisions(set())[first] == 0

@@ -73,7 +73,7 @@ class MemoryExponent:
 class Share:
     """Useful FLOPs (4 d a pair) over what multiply-adds in registers reach in the same moment."""
 
-    version = "1"
+    version = "2"
     timeout = 120
     unit = "of peak"
     param_names = ("pattern",)
@@ -84,7 +84,7 @@ class Share:
 
     def track_share_of_peak(self, name):
         work = 4 * DIM * inputs(N)[0].shape[0] * PATTERNS[name].nnz(N, N) / 1e9
-        shares = [work / least(lambda: call(name), 2) / fma_peak(seconds=0.01) for _ in range(5)]
+        shares = [work / least(lambda: call(name), 2) / peak() for _ in range(5)]
         return float(np.median(shares))
 
 
@@ -107,6 +107,11 @@ class Versus:
             sparse = least(lambda: call(name), 3)
             ratios.append(least(lambda: dense.attention(*inputs(N)), 1) / sparse)
         return float(np.median(ratios))
+
+
+def peak():
+    """Of three looks at the machine the best: it is timed on the wall, where a neighbour may have taken the core."""
+    return max(fma_peak(seconds=0.01) for _ in range(3))
 
 
 def call(name):

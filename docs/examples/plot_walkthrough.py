@@ -53,7 +53,7 @@ plots.plot_heads(attend.weights(x), axes=axes)
 # --------------
 # Pairs, and the memory that one head's scores take in float32.
 
-from subquad.complexity import cost  # noqa: E402
+from subquad.complexity import cost
 
 print(f"{'n':>9} {'dense pairs':>15} {'GB':>9} {'Banded(128)':>13}")
 for size in (1024, 16_384, 262_144):
@@ -94,7 +94,7 @@ for panel, (name, pattern) in zip(axes, patterns.items(), strict=True):
 # ---------------
 # Processor time of one thread, the least of several calls. `subquad scale` does the same from the command line.
 
-from subquad.complexity.scaling import Setting, scale  # noqa: E402
+from subquad.complexity.scaling import Setting, scale
 
 SIZES = [512, 724, 1024, 1448, 2048, 2896, 4096, 5793, 8192]
 growing = {"dense": Dense(), "local": Banded(64), "longformer": longformer(64, 16), "random": Random(64, seed=0)}
