@@ -18,10 +18,14 @@ PAGES = {page.stem: page for page in sorted(DOCS.glob("*.md"))}
 PLAIN = {"subquad", "numpy", "scipy", "matplotlib", "time"}
 
 
+#: On the line before a block that needs names of the reader's own, and is not run.
+FRAGMENT = "<!-- fragment -->\n"
+
+
 def code_of(page):
     """The Python of a page, each block at its own line numbers, for tracebacks."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.finditer(rf"(?<!{FRAGMENT})^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     lines = [""] * (text.count("\n") + 1)
     for block in blocks:
         first = text[: block.start(1)].count("\n")
