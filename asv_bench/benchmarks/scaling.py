@@ -11,14 +11,13 @@ import numpy as np
 
 import subquad
 from subquad import dense
-from subquad.complexity import fit, geometric
 from subquad.complexity.memory import extra_memory
 from subquad.kernels.peak import fma_peak
 
 from .common import DIM, PATTERNS, THREADS, inputs, warm
 
 N = 4096
-SECONDS = 10  # of measuring, for one exponent
+SECONDS, ROUNDS = 10, 5  # of measuring one exponent, at least
 FACTORS = {"banded": lambda w: subquad.Banded(w), "longformer": lambda w: subquad.longformer(w, range(16))}
 
 
@@ -36,7 +35,7 @@ class Exponent:
 
     def track_exponent_n(self, name):
         # beyond twice the window, where the order is to be seen
-        return exponent(lambda n: PATTERNS[name], geometric(1024, 8192, 5), lambda n: n)
+        return exponent(lambda n: PATTERNS[name], [1024, 2048, 4096, 8192, 16_384], lambda n: n)
 
 
 class WindowExponent:
@@ -52,13 +51,13 @@ class WindowExponent:
         warm(FACTORS[name](64), N)
 
     def track_exponent_w(self, name):
-        return exponent(FACTORS[name], geometric(64, 512, 5), lambda w: N)
+        return exponent(FACTORS[name], [64, 128, 256, 512], lambda w: N)
 
 
 class MemoryExponent:
     """Of n in the memory beyond inputs and output: at most 1. Each n in a process of its own."""
 
-    version = "1"
+    version = "2"
     timeout = 180
     unit = "exponent"
     param_names = ("pattern",)
@@ -66,8 +65,8 @@ class MemoryExponent:
 
     def track_memory_exponent(self, name):
         # each uses several megabytes and more, far above the resolution
-        n = geometric(262_144, 2_097_152, 5) if name == "banded" else geometric(16_384, 131_072, 5)
-        return fit(n, [extra_memory(PATTERNS[name], size, d=8, num_threads=THREADS) for size in n]).exponent
+        sizes = [(1 << 18) << k if name == "banded" else (1 << 14) << k for k in range(4)]
+        return slope(sizes, [extra_memory(PATTERNS[name], n, d=8, num_threads=THREADS) for n in sizes])
 
 
 class Share:
@@ -119,11 +118,9 @@ def call(name):
 
 
 def exponent(pattern_of, sizes, n_of):
-    """Slope of the logarithm of time over that of a size, where `pattern_of(size)` attends over `n_of(size)` tokens.
+    """Of a size in the time of one head, where `pattern_of(size)` attends over `n_of(size)` tokens.
 
-    A slope and not `fit`, which weighs a constant beside the power: a graph over commits must not show it change its
-    mind. Sizes take turns for `SECONDS`, so a busy minute falls on all of them, and the least of each counts. Of 5 runs
-    beside busy neighbours the furthest apart were 0.05 (random), 0.03 (bigbird) and 0.02 (causal); of `fit`, 0.2.
+    Sizes take turns, so a busy minute falls on all of them, and the least time of each counts.
     """
     rng = np.random.default_rng(0)
     made = [
@@ -136,10 +133,16 @@ def exponent(pattern_of, sizes, n_of):
 
     for arguments in made:
         attend(*arguments)  # builds the plan
-    found, end = np.full(len(sizes), np.inf), time.perf_counter() + SECONDS
-    while np.isinf(found).any() or time.perf_counter() < end:
+    found, rounds, end = np.full(len(sizes), np.inf), 0, time.perf_counter() + SECONDS
+    while rounds < ROUNDS or time.perf_counter() < end:
         found = np.minimum(found, [least(functools.partial(attend, *arguments), 2) for arguments in made])
-    return float(np.polyfit(np.log(sizes), np.log(found), 1)[0])
+        rounds += 1
+    return slope(sizes, found)
+
+
+def slope(sizes, values):
+    """Of the logarithms. `fit` would weigh a constant beside the power, and change its mind from run to run, by 0.2."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def least(function, times):
