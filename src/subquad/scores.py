@@ -64,7 +64,7 @@ def attention_scores(
     scale: float | None = None,
     num_threads: int | None = None,
 ) -> SparseScores:
-    """Scaled scores ``scale * query[i] . key[j]`` of the allowed pairs: time O(pairs x d), memory O(pairs).
+    """Scaled scores ``scale * dot(query[i], key[j])`` of the allowed pairs: time O(pairs x d), memory O(pairs).
 
     Parameters are those of `attention`.
 
