@@ -14,7 +14,8 @@ from subquad.attention import attention, attention_backward, merge
 from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
-    from subquad import reference
+    from subquad import reference, streamed
+    from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.patterns import (
         BlockSparse,
@@ -45,6 +46,7 @@ __all__ = [
     "Dense",
     "Explicit",
     "Global",
+    "KVCache",
     "LogSparse",
     "MultiHeadAttention",
     "Neighborhood",
@@ -64,15 +66,18 @@ __all__ = [
     "reference",
     "sparse_transformer_fixed",
     "sparse_transformer_strided",
+    "streamed",
     "streaming",
 ]
 
 _WHERE = {
+    "KVCache": "decode",
     "MultiHeadAttention": "multihead",
     "SparseScores": "scores",
     "attention_scores": "scores",
     "attention_weights": "scores",
     "reference": "",
+    "streamed": "",
 }
 
 __getattr__, __dir__ = lazy.names(__name__, dict.fromkeys(__all__, "patterns") | _WHERE)

@@ -164,7 +164,7 @@ def attention(
     for part in parts:
         forward.run(part, inputs, head, result[(None,) * (4 - result.ndim)], rows, factor, threads)
     if out is None:
-        out = result.astype(inputs.dtype, copy=False)
+        out = forward.converted(result, inputs.dtype)
     elif result is not out:
         out[...] = result
     return (out, lse) if return_lse and lse is not None else out
@@ -237,7 +237,7 @@ def attention_backward(
     >>> grad_key.shape
     (2, 1000, 64)
     """
-    from subquad import backward
+    from subquad import backward, forward
 
     inputs = checked_inputs(query, key, _required(value))
     q, _, v = inputs.arrays
@@ -258,7 +258,7 @@ def attention_backward(
     for part in parts:
         backward.run(part, inputs, head, backward.Gradients(of_out, sums, delta, *grads), factor, threads)
     # the leading axes that the caller left out are dropped again
-    found = tuple(x[(0,) * (2 - len(inputs.leading))].astype(inputs.dtype, copy=False) for x in grads)
+    found = tuple(forward.converted(x[(0,) * (2 - len(inputs.leading))], inputs.dtype) for x in grads)
     if asked.sinks is None:
         return found
     with np.errstate(all="ignore"):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.forward import Heads, Part, Table, geometry, kernel_for, needs_panels, scratch
+from subquad.forward import Heads, Part, Table, converted, geometry, kernel_for, needs_panels, scratch
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout
 from subquad.plan import GatheredPhase, TiledPhase
@@ -62,7 +62,8 @@ def row_products(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
     sums = np.empty(a.shape[:3], dtype)
     for *head, begin in np.ndindex(*a.shape[:2], -(-a.shape[2] // _ROWS)):
         rows = (*head, slice(begin * _ROWS, (begin + 1) * _ROWS))
-        np.einsum("nd,nd->n", *(np.ascontiguousarray(x[rows], dtype) for x in (a, b)), out=sums[rows])
+        pair = (np.ascontiguousarray(converted(x[rows], dtype)) for x in (a, b))
+        np.einsum("nd,nd->n", *pair, out=sums[rows])
     return sums
 
 
@@ -131,7 +132,8 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
     kernel, tables = kernel_for("gathered_backward", call.inputs), [address(x) for x in lists]
     ranges = cut(lists.work, COLD_PAIR * 4.0 * (d + d_v))
-    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
+    selects = bool(call.head[..., layout.SELECTS].any())
+    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True, selects=selects)
     own_head = call.place(call.head)
 
     def worker() -> Callable[[int], None]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
+from subquad.kernels.build import widens
 from subquad.patterns.base import Shape
 from subquad.plan import GatheredPhase, Plan, TiledPhase
 from subquad.plan.cost import COLD_PAIR
@@ -31,6 +32,20 @@ def kernel_for(name: str, inputs: Inputs) -> Callable[..., None]:
     """The kernel of this name for how the inputs are stored."""
     found: Callable[..., None] = load(name, inputs.arrays[0].dtype.name)
     return found
+
+
+def converted(x: Array, dtype: np.dtype[Any]) -> Array:
+    """The array in another dtype; side by side, and by a kernel, where one of them is half precision."""
+    if x.dtype == dtype:
+        return x
+    half = min(x.dtype, dtype, key=lambda one: one.itemsize)
+    if half.itemsize != 2 or x.size == 0 or not widens(half.name):
+        return x.astype(dtype)
+    given, made = np.ascontiguousarray(x), np.empty(x.shape, dtype)
+    narrow = dtype == half
+    pair = (made, given) if narrow else (given, made)
+    load("convert", half.name)(*map(address, pair), x.size, int(narrow))
+    return made
 
 
 class Heads(NamedTuple):
@@ -114,7 +129,8 @@ def _run_phase(
     def worker() -> Callable[[int], None]:
         sizes = layout.scratch_sizes(*widths, dtype.itemsize, bool(table[layout.PACK]))
         if isinstance(phase, GatheredPhase):
-            sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest)
+            selects = bool(head[..., layout.SELECTS].any())
+            sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest, selects=selects)
         own = scratch(sizes, dtype)
         before, after = (scale, address(table)), (*tables, *map(address, own))
 

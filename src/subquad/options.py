@@ -141,6 +141,11 @@ def _per_head(x: Any, name: str, n_heads: int, allowed: float) -> Floats | None:
 # --- for the kernels --------------------------------------------------------------------------------------------------
 
 
+def no_options(inputs: Inputs) -> Ints:
+    """The table of a call without any."""
+    return head_table(checked_options({}, inputs), inputs)
+
+
 def head_table(options: Options, inputs: Inputs, backward: bool = False) -> Ints:
     """What `kernels.layout` calls head, (batch, heads, HEAD_COLUMNS)."""
     from subquad.kernels import layout

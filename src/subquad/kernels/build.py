@@ -25,12 +25,16 @@ SIGNATURES = {
     "gathered": "xxxxcfiiiicinn",
     "tiled_wide": "xxxccfiiiiiiucinn",  # halves into an output that is none, for phases to come
     "gathered_wide": "xxxccfiiiicinn",
+    "decode": "xxxccfiiiiicinnnnnn",
     "scores": "xxcfiiicnn",
     "tiled_backward": "xxxxcccccfiiiiiiucinnnn",
     "gathered_backward": "xxxxccccfiiiicinn",
+    "convert": "xcnn",
     "modify": "cciinnni",
     "thin": "cciinnni",
     "peak": "cn",
+    "read": "ccn",
+    "triad": "cccfn",
 }
 
 _CTYPES: dict[str, Any] = {**dict.fromkeys("xciu", ctypes.c_void_p), "n": ctypes.c_int64, "f": ctypes.c_double}

@@ -8,10 +8,13 @@ from numba import cfunc, types
 from subquad.kernels import memory, simd
 from subquad.kernels.backward import backward_tiled
 from subquad.kernels.build import SIGNATURES
+from subquad.kernels.convert import convert
+from subquad.kernels.decode import forward_decode
 from subquad.kernels.gathered import forward_gathered, pair_scores
 from subquad.kernels.gathered_backward import backward_gathered
 from subquad.kernels.jit import OPTIONS
 from subquad.kernels.modifiers import modify, thin
+from subquad.kernels.streams import read, triad
 from subquad.kernels.tiled import forward_tiled
 
 
@@ -30,12 +33,16 @@ FUNCTIONS = {
     "gathered": forward_gathered,
     "tiled_wide": forward_tiled,
     "gathered_wide": forward_gathered,
+    "decode": forward_decode,
     "scores": pair_scores,
     "tiled_backward": backward_tiled,
     "gathered_backward": backward_gathered,
     "modify": modify,
+    "convert": convert,
     "thin": thin,
     "peak": peak,
+    "read": read,
+    "triad": triad,
 }
 # the type of elements as they are stored, and as they are computed with
 ELEMENTS = {

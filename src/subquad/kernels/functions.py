@@ -11,6 +11,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _compile(function: Callable[..., Any], kind: str, name: str, arguments: str)
     from subquad.kernels.jit import OPTIONS
 
     plain = getattr(function, "py_func", function)
-    if not inspect.isfunction(plain):
+    if not isinstance(plain, FunctionType):
         raise TypeError(
             f"{name} must be a Python function of {arguments}, plain or jitted by Numba; got {function!r} of type "
             f"{type(function).__name__}"
@@ -73,7 +74,9 @@ def _compile(function: Callable[..., Any], kind: str, name: str, arguments: str)
         raise TypeError(
             f"{name} must take {arguments}; {plain.__name__} takes {inspect.signature(plain)}"
         )  # fmt: skip
-    inner = njit(error_model="numpy", no_cpython_wrapper=True)(plain)
+    # a copy: what is compiled must not keep the user's function alive, with which it is forgotten
+    copy = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
+    inner = njit(error_model="numpy", no_cpython_wrapper=True)(copy)
     computed = types.float64 if kind.endswith("64") else types.float32
     integers = types.CPointer(types.int64)
     of_pairs = integers if kind == "mask" else types.CPointer(computed)

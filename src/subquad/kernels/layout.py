@@ -99,8 +99,10 @@ def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool, backward: bool = 
     return floats + panels, 5 * (STEP + 8) + 4 * lanes + PANELS
 
 
-def list_scratch_sizes(d: int, d_v: int, itemsize: int, longest: int, backward: bool = False) -> tuple[int, int]:
+def list_scratch_sizes(
+    d: int, d_v: int, itemsize: int, longest: int, backward: bool = False, selects: bool = False
+) -> tuple[int, int]:
     """The same of a worker that follows lists, the longest of which has `longest` keys."""
     pairs = max(BLOCK_PAIRS, longest)
     floats = 4 * lanes_of(itemsize) + 5 * max(d, d_v) + (3 if backward else 1) * pairs
-    return floats, BLOCK_PAIRS + 3 + 2 * pairs
+    return floats, BLOCK_PAIRS + 3 + 2 * pairs if selects else 1

@@ -52,7 +52,7 @@ class _Doubling(RowLists):
 
 @dataclass(frozen=True, slots=True)
 class LogSparse(_Doubling):
-    """Keys at distance 0, 1, 2, 4, 8, ... before the query, itself among them: O(n log n) pairs.
+    """Keys at distance 0 and at every power of two before the query: O(n log n) pairs.
 
     References
     ----------

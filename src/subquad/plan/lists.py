@@ -37,7 +37,7 @@ def _chunks(groups: list[Group], lists: list[list[Term]], shape: Shape) -> Itera
         rows = group.rows(shape.n_q) if of_group else np.arange(0)
         for at in range(0, len(rows), _CHUNK_ROWS):
             some = rows[at : at + _CHUNK_ROWS]
-            owner, keys = _keys_of(of_group, some, shape)
+            owner, keys = keys_of(of_group, some, shape)
             yield some, np.bincount(owner, minlength=len(some)), keys
 
 
@@ -55,7 +55,7 @@ def _table(chunks: Iterator[tuple[Ints, Ints, Ints]], shape: Shape, n_pairs: int
     return GatheredPhase(np.concatenate(([0], np.cumsum(counts))), keys)
 
 
-def _keys_of(terms: list[Term], rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
+def keys_of(terms: list[Term], rows: Ints, shape: Shape) -> tuple[Ints, Ints]:
     """The keys of some rows from all terms, ascending by row (its place among them) and key."""
     owners, lists = [], []
     for term in terms:

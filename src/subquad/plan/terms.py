@@ -75,22 +75,37 @@ class Group(NamedTuple):
         return np.arange(n_q) if self.excluded is None else np.delete(np.arange(n_q), self.excluded)
 
 
-def row_groups(pattern: Pattern, shape: Shape, lanes: int) -> list[Group]:
+class RowSets(NamedTuple):
+    """Query rows by what their `WholeRows` leave of an expression."""
+
+    sets: list[tuple[Ints, Pattern | None]]  # some rows, and what they are allowed
+    special: Ints  # the rows of all sets
+    rest: Pattern | None  # what all others are allowed
+
+
+def row_sets(pattern: Pattern, shape: Shape) -> RowSets:
     """Rows on which every `WholeRows` of the expression is constant, with what remains of the expression there."""
-    leaves = list(dict.fromkeys(pattern._leaves()))
-    cuts = np.unique(np.concatenate([leaf._cuts(shape, lanes) for leaf in leaves]))
-    sets = [leaf for leaf in leaves if isinstance(leaf, WholeRows)]
+    sets = [leaf for leaf in dict.fromkeys(pattern._leaves()) if isinstance(leaf, WholeRows)]
     rest = _with_row_sets(pattern, {leaf: False for leaf in sets})
     members = [leaf.members(shape) for leaf in sets]
     special = np.unique(np.concatenate(members)) if members else np.arange(0)
     if not len(special):
-        return [Group(_tiles_between(special, cuts, shape, lanes), rest)]
+        return RowSets([], special, rest)
     inside = np.stack([np.isin(special, rows) for rows in members], axis=1)
-    groups = []
+    found = []
     for code in np.unique(inside, axis=0):
         rows = special[(inside == code).all(axis=1)]
-        kept = _with_row_sets(pattern, dict(zip(sets, map(bool, code), strict=True)))
-        groups.append(Group(Tiles.of(rows, lanes), kept, rows))
+        found.append((rows, _with_row_sets(pattern, dict(zip(sets, map(bool, code), strict=True)))))
+    return RowSets(found, special, rest)
+
+
+def row_groups(pattern: Pattern, shape: Shape, lanes: int) -> list[Group]:
+    """The row sets of an expression with their tiles."""
+    cuts = np.unique(np.concatenate([leaf._cuts(shape, lanes) for leaf in dict.fromkeys(pattern._leaves())]))
+    sets, special, rest = row_sets(pattern, shape)
+    groups = [Group(Tiles.of(rows, lanes), expression, rows) for rows, expression in sets]
+    if not groups:
+        return [Group(_tiles_between(special, cuts, shape, lanes), rest)]
     if np.count_nonzero(np.diff(special) > 1) * 8 * lanes > shape.n_q + 16 * lanes:
         others = np.delete(np.arange(shape.n_q), special)
         return [*groups, Group(Tiles.of(others, lanes), rest, others)]  # stretches between them would be short

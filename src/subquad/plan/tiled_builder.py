@@ -63,10 +63,10 @@ class TiledBuilder:
         return self.finish()
 
     def class_tiles(self, stride: int, group: Group) -> Tiles:
-        if group.members is None and group.excluded is None:
-            first = np.arange(min(stride, self.shape.n_q))
-            return Tiles.stretches(first, -((first - self.shape.n_q) // stride), self.lanes, stride)
         rows = group.rows(self.shape.n_q)
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            first = rows[0] + np.arange(min(stride, len(rows)))
+            return Tiles.stretches(first, -((first - rows[-1] - 1) // stride), self.lanes, stride)
         order = np.argsort(rows % stride, kind="stable")
         rows, residue = rows[order], (rows % stride)[order]
         cuts = np.nonzero(np.diff(residue))[0] + 1

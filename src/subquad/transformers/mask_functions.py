@@ -106,7 +106,7 @@ def _copies() -> Iterator[tuple[CodeType, Callable[..., Meaning]]]:
 
 def _exclusive(sliding_window: int) -> Callable[..., Any]:
     def inner_mask(batch_idx: int, head_idx: int, q_idx: int, kv_idx: int) -> bool:
-        """Distances below the window. (A docstring takes a place among the constants, here as in what is compared.)"""
+        """Distances below the window. What is compared has a docstring too: it takes a place among its constants."""
         return abs(q_idx - kv_idx) < sliding_window
 
     return inner_mask
