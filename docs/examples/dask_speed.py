@@ -1,4 +1,9 @@
-"""What Dask costs on one machine: the same attention in memory and on Dask arrays, on equally many threads.
+"""What Dask costs on one machine
+==============================
+
+What Dask costs on one machine: the same attention in memory and on Dask arrays, on equally many threads.
+
+::
 
     python docs/examples/dask_speed.py                    # n = 1,048,576, Banded(128), d = 64, chunks of 65,536
 

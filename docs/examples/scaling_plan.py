@@ -1,4 +1,9 @@
-"""What a long sequence takes on k workers: a plan from the cost model, or the model held against a cluster here.
+"""What 100 million tokens take
+============================
+
+What a long sequence takes on k workers: a plan from the cost model, or the model held against a cluster here.
+
+::
 
     python docs/examples/scaling_plan.py --tokens 100000000 --workers 1 4 16 64
     python docs/examples/scaling_plan.py --check --tokens 262144 524288 1048576 --workers 1 2 --chunk 131072
