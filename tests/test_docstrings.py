@@ -16,7 +16,8 @@ MODULES = [
     info.name
     for info in pkgutil.walk_packages(subquad.__path__, "subquad.")
     if (not info.name.startswith("subquad.kernels.") or info.name.endswith((".peak", ".build", ".layout")))
-    and not info.name.startswith("subquad.torch")  # in test_torch.py: PyTorch may not be there
+    # in test_torch*.py: PyTorch may not be there
+    and not info.name.startswith(("subquad.torch", "subquad.natten", "subquad.transformers."))
 ]
 
 

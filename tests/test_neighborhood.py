@@ -14,17 +14,22 @@ from support import mask_of
 from subquad import Neighborhood
 
 
-def window_of(x, length, window, dilation, causal):
+def window_of(x, length, window, dilation, causal, stride):
     """Coordinates along one axis that the query at x sees: its dilation group, numbered by itself, and a window there.
 
     Without borders the window has window // 2 keys before the query and what is left after it. At a border it is
-    shifted until it lies inside. A causal window ends with the query and does not shift.
+    shifted until it lies inside. A causal window ends with the query and does not shift. With a stride, so many
+    neighbours share the window of one among them: the middle one (of two, the right one), causally the last one.
     """
     group = [y for y in range(length) if y % dilation == x % dilation]
     place = group.index(x)
+    sharing = [y for y in range(len(group)) if y // stride == place // stride]
     if causal:
-        return group[max(0, place - window + 1) : place + 1]
-    first = place - window // 2
+        begins = max(0, sharing[0] + stride - 1 - window + 1)
+        if sharing[-1] == len(group) - 1:
+            begins = max(0, len(group) - window)
+        return group[begins : place + 1]
+    first = min(sharing[0] + stride // 2, len(group) - 1) - window // 2
     while first < 0:
         first += 1
     while first + window > len(group):
@@ -32,12 +37,12 @@ def window_of(x, length, window, dilation, causal):
     return group[first : first + window]
 
 
-def brute_force(shape, window, dilation, causal):
+def brute_force(shape, window, dilation, causal, stride):
     n = math.prod(shape)
     mask = np.zeros((n, n), bool)
     grid = np.arange(n).reshape(shape)
     for query in itertools.product(*map(range, shape)):
-        axes = [window_of(*of_axis) for of_axis in zip(query, shape, window, dilation, causal, strict=True)]
+        axes = [window_of(*of_axis) for of_axis in zip(query, shape, window, dilation, causal, stride, strict=True)]
         for key in itertools.product(*axes):
             mask[grid[query], grid[key]] = True
     return mask
@@ -51,7 +56,8 @@ def neighborhoods(draw):
     dilation = tuple(draw(st.integers(1, min(3, n))) for n in shape)
     window = tuple(draw(st.integers(1, n // r)) for n, r in zip(shape, dilation, strict=True))
     causal = tuple(draw(st.booleans()) for _ in shape)
-    return shape, window, dilation, causal
+    stride = tuple(draw(st.just(1) | st.integers(1, w)) for w in window)
+    return shape, window, dilation, causal, stride
 
 
 @given(neighborhoods())
@@ -72,7 +78,8 @@ def test_is_what_natten_defines(arguments):
     ("shape", "window"), [((17, 19), 7), ((5, 40), (3, 13)), ((14, 14), 7), ((3, 64), 3), ((6, 5, 21), (3, 2, 9))]
 )
 def test_plan_of_grids_whose_lines_are_no_tiles(shape, window):
-    expected = brute_force(shape, np.broadcast_to(window, len(shape)), (1,) * len(shape), (False,) * len(shape))
+    ones, windows = (1,) * len(shape), np.broadcast_to(window, len(shape))
+    expected = brute_force(shape, windows, ones, (False,) * len(shape), ones)
     np.testing.assert_array_equal(Neighborhood(shape, window).plan(*expected.shape).scatter(), expected)
 
 
@@ -85,3 +92,14 @@ def test_one_value_stands_for_every_axis():
     assert Neighborhood((6, 6), 3) == Neighborhood([6, 6], (3, 3), (1, 1), (False, False))
     assert Neighborhood(12, 3) == Neighborhood((12,), [3])
     assert Neighborhood((6, 6), 3) != Neighborhood((6, 6), 3, causal=(True, False))
+
+
+def test_a_stride_as_wide_as_the_window_makes_blocks():
+    mask = mask_of(Neighborhood(6, 3, stride=3), 6, 6).astype(int).tolist()
+    assert mask == [[1, 1, 1, 0, 0, 0]] * 3 + [[0, 0, 0, 1, 1, 1]] * 3
+    causal = mask_of(Neighborhood(4, 2, causal=True, stride=2), 4, 4).astype(int).tolist()
+    assert causal == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert Neighborhood(6, 3, stride=3) != Neighborhood(6, 3)
+    assert repr(Neighborhood((6, 6), 3, stride=(1, 2))) == "Neighborhood((6, 6), 3, stride=(1, 2))"
+    with pytest.raises(ValueError, match=r"stride\[1\] must be at most window = 3; got 4"):
+        Neighborhood((6, 6), 3, stride=(1, 4))

@@ -52,7 +52,7 @@ def test_up_to_the_pixels_the_picture_is_the_mask(drawn):
 def pattern_shape(n_q, n_k):
     from subquad.patterns.base import Shape
 
-    return Shape(n_q, n_k)
+    return Shape.aligned(n_q, n_k)
 
 
 def block_means(mask, height, width):

@@ -1,4 +1,4 @@
-"""`subquad scale`, `orders` and `heatmap`: what they print, draw and refuse; and the walk through the article."""
+"""`subquad scale`, `orders` and `heatmap`: what they print, draw and refuse; and the bands of exponents."""
 
 from __future__ import annotations
 
@@ -205,32 +205,7 @@ def test_bad_heatmaps_are_one_line(capsys, args, word):
     assert word in output.err
 
 
-# --- the walk and the bands -------------------------------------------------------------------------------------------
-
-
-def test_the_walk_computes_what_it_says(tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
-    import walkthrough
-
-    found = walkthrough.main(tmp_path / "pictures", ns=SIZES)
-    x = found["x"]
-    assert x.shape == (5, 8)
-    scores = x @ x.T / np.sqrt(8)
-    weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found["scores"], scores, atol=1e-12)
-    np.testing.assert_allclose(found["weights"], weights, atol=1e-12)
-    np.testing.assert_allclose(found["out"], weights @ x, atol=1e-12)
-    attend = found["attend"]
-    assert found["concatenated"].shape == (5, 8)
-    np.testing.assert_allclose(found["concatenated"] @ attend.out_weight, attend(x), atol=1e-12)
-    band = found["band"]
-    assert (np.abs(np.subtract(*np.nonzero(band))) <= 2).all()
-    assert np.count_nonzero(band) == 5 * 12 - 6
-    np.testing.assert_allclose(band.sum(axis=1), 1)
-    assert set(found["fits"]) == {"dense", "local", "longformer", "random"}
-    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert drawn == ["growth.png", "heads.png", "local-band.png", "patterns.png", "weights.png"]
-    assert "6. Measured growth" in capsys.readouterr().out
+# --- bands -----------------------------------------------------------------------------------------------------------
 
 
 def test_exponents_that_left_their_band_end_with_1(monkeypatch, capsys):

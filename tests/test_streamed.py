@@ -106,7 +106,7 @@ def test_any_expression_matches_the_oracle(drawn, rows, keys, seed):
 def test_a_plan_that_is_moved_along_is_the_plan_there(cut_to, rng, monkeypatch, pattern, rows):
     arrays = inputs(rng, 1600, 1600, d=8)
     planned = []
-    plan = call.shares_of(pattern, Shape(1600, 1600), 4)[0].__class__.plan
+    plan = call.shares_of(pattern, Shape.aligned(1600, 1600), 4)[0].__class__.plan
     monkeypatch.setattr("subquad.streamed.shares.Share.plan", lambda *a: planned.append(a[1:]) or plan(*a))
     cut_to(rows, 1600)
     found = stream(*arrays, pattern)
@@ -223,7 +223,7 @@ def test_blocks_are_read_once_for_each_range(rng):
 @given(drawn=sized_expressions(), data=st.data())
 def test_the_plan_of_some_rows_and_keys_is_that_part_of_the_mask(drawn, data):
     pattern, n_q, n_k = drawn
-    shape = Shape(n_q, n_k)
+    shape = Shape.aligned(n_q, n_k)
     if isinstance(result_or_refusal(lambda: pattern._validate(shape)), str) or 0 in shape:
         return
     low = data.draw(st.integers(0, n_k - 1))
@@ -235,13 +235,13 @@ def test_the_plan_of_some_rows_and_keys_is_that_part_of_the_mask(drawn, data):
         seen[share.rows(0, len(share))] += 1
         phases = share.plan(first, stop)
         held = reached(phases, data.draw(st.integers(0, 5))).within(low, high)
-        slots, local = share.slots(first, stop), Shape(stop - first, held.total)
+        slots, local = share.slots(first, stop), Shape.aligned(stop - first, held.total)
         phases = [clipped(phase, low, high, n_k) for phase in phases]
         phases = [visited(phase) if isinstance(phase, TiledPhase) else phase for phase in phases]
         if data.draw(st.booleans()):
             phases = [in_bits(p, LANES, shape.shift) if isinstance(p, TiledPhase) else p for p in phases]
         moved = [in_buffer(phase, slots, held, local.shift, LANES, shape.shift) for phase in phases]
-        found = Plan(local, LANES, tuple(moved), 10**6).scatter() if moved else np.zeros(local, int)
+        found = Plan(local, LANES, tuple(moved), 10**6).scatter() if moved else np.zeros((local.n_q, local.n_k), int)
         keys = np.concatenate([np.arange(*span) for span in zip(*held, strict=True)] or [np.arange(0)])
         own = np.isin(slots, share.rows(first, stop))
         assert np.array_equal(found, mask[slots][:, keys] * own[:, None])
@@ -267,5 +267,5 @@ def test_the_import_of_the_library_leaves_it_out():
 
 
 def test_other_shares_do_not_hide_a_row():
-    shares = shares_of(Global([3, 4, 9]) | Banded(1), Shape(12, 12), 4)
+    shares = shares_of(Global([3, 4, 9]) | Banded(1), Shape.aligned(12, 12), 4)
     assert [share.rows(0, len(share)).tolist() for share in shares] == [[0, 1, 2, 5, 6, 7, 8, 10, 11], [3, 4, 9]]

@@ -1,4 +1,8 @@
-"""How often `fit` names the right order, on curves whose order is known, beside the package big_O on the same data.
+"""Orders planted and found
+========================
+
+How often `subquad.complexity.fit` names the right order, on curves whose order is known, beside the package big_O on
+the same data::
 
     python docs/examples/planted_orders.py            # the table of docs/complexity.md, about eight minutes
     python docs/examples/planted_orders.py --trials 20
@@ -82,7 +86,7 @@ def rates(notation: str, trials: int, points: int, *, noise: float = 0.05, overh
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[1].rstrip(":").split()))
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
     for title, orders, points, overhead in (

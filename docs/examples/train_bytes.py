@@ -1,4 +1,7 @@
-"""Train a language model on the bytes of a text, 8,192 at a time, on a CPU.
+"""Train a language model on bytes, 8,192 at a time
+=================================================
+
+On a CPU, in minutes::
 
     pip install "subquad[torch,plot]"
     python docs/examples/train_bytes.py --plot loss.png

@@ -15,6 +15,7 @@ from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
     from subquad import reference, streamed
+    from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.patterns import (
         BlockSparse,
@@ -45,6 +46,7 @@ __all__ = [
     "Dense",
     "Explicit",
     "Global",
+    "KVCache",
     "LogSparse",
     "MultiHeadAttention",
     "Neighborhood",
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "KVCache": "decode",
     "MultiHeadAttention": "multihead",
     "SparseScores": "scores",
     "attention_scores": "scores",

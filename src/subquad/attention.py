@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,13 @@ from subquad.inputs import (
     checked_scale,
     empty,
 )
+from subquad.options import AttentionOptions, Options, checked_options, head_table
 from subquad.patterns.bands import Dense
-from subquad.patterns.base import Pattern
+from subquad.patterns.base import Pattern, Shape
 from subquad.threads import thread_count
 
 if TYPE_CHECKING:
-    from subquad.plan import Plan
+    from subquad.forward import Part
 
 
 @overload
@@ -39,6 +40,7 @@ def attention(
     return_lse: Literal[False] = ...,
     out: Array | None = ...,
     num_threads: int | None = ...,
+    **options: Unpack[AttentionOptions],
 ) -> Array: ...
 
 
@@ -53,6 +55,7 @@ def attention(
     return_lse: Literal[True],
     out: Array | None = ...,
     num_threads: int | None = ...,
+    **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array]: ...
 
 
@@ -66,6 +69,7 @@ def attention(
     return_lse: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array | tuple[Array, Array]:
     """Softmax attention over the query-key pairs that a pattern allows, and no others.
 
@@ -87,6 +91,27 @@ def attention(
         Where to write the output: its shape and dtype, writeable, apart from the inputs.
     num_threads : int, optional
         Threads to use; by default ``SUBQUAD_NUM_THREADS`` or all processors. The result does not depend on it.
+    softcap : float, optional
+        Bends every score s to ``softcap * tanh(s / softcap)``, before anything else is done to it (Gemma 2).
+    alibi_slopes : array, shape (heads,), optional
+        Subtracts ``slope * abs(p - j)`` from the score of a query at position p and key j (Press et al., 2022).
+    score_mod : function (score, b, h, i, j) -> score, optional
+        Changes a score last of all: batch, query head, query row and key are integers, the score is scaled, bent and
+        biased. Plain Python that Numba can compile, or jitted already; compiled once for each function, so build it
+        outside of loops. Differentiated by itself in a backward. Its value for pairs outside the pattern is never used.
+    mask_mod : function (b, h, i, j) -> bool, optional
+        Leaves out pairs that the pattern allows. The pattern bounds the work: what it leaves out is never asked for.
+    sinks : array, shape (heads,), optional
+        A logit for each query head that joins the softmax of every row, with a value of 0 (gpt-oss); it is part of lse.
+    key_lengths, key_starts : int or array, shape (batch,), optional
+        Keys ``key_starts[b] <= j < key_lengths[b]`` are there, others are not read: padding on either side, or a cache
+        that is not full.
+    q_offset : int or array, shape (batch,), optional
+        Position of query row 0, n_k - n_q by default. Random and explicit patterns go by rows, not by positions.
+    dropout : float, optional
+        Share of the weights that are dropped, in [0, 1); the others are divided by 1 - dropout. lse is that of all.
+    seed : int, optional
+        Of dropout; which pairs are dropped is a function of (seed, b, h, i, j) alone. 0 by default.
 
     Returns
     -------
@@ -120,24 +145,26 @@ def attention(
     inputs = checked_inputs(query, key, _required(value))
     q, _, v = inputs.arrays
     patterns = checked_patterns(pattern, q.shape[1])
-    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
+    asked = checked_options(options, inputs)
+    factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     shape = (*inputs.leading, q.shape[2], v.shape[3])
     if out is not None:
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
     else:
-        check_size(shape, inputs.compute_dtype, "output")
-    plans = _plans(patterns, inputs)
+        check_size(shape, q.dtype, "output")
+    parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs)
 
-    direct = out is not None and out.dtype == inputs.compute_dtype and _whole_strides(out)
-    result = out if direct and out is not None else empty(shape, inputs.compute_dtype, "output")
-    several = any(len(plan.phases) > 1 for plan, _ in plans)
+    several = any(len(part.plan.phases) > 1 for part in parts)
+    kept = inputs.compute_dtype if several else q.dtype  # what one phase leaves to the next is not rounded to halves
+    direct = out is not None and out.dtype == kept and _whole_strides(out)
+    result = out if direct and out is not None else empty(shape, kept, "output")
     lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or several else None
     lead = q.shape[:2]
     rows = None if lse is None else lse.reshape(*lead, q.shape[2])
-    for plan, heads in plans:
-        forward.run(plan, inputs, heads, result[(None,) * (4 - result.ndim)], rows, factor, threads)
+    for part in parts:
+        forward.run(part, inputs, head, result[(None,) * (4 - result.ndim)], rows, factor, threads)
     if out is None:
-        out = result.astype(inputs.dtype, copy=False)
+        out = forward.converted(result, inputs.dtype)
     elif result is not out:
         out[...] = result
     return (out, lse) if return_lse and lse is not None else out
@@ -155,7 +182,8 @@ def attention_backward(
     scale: float | None = None,
     grad_lse: npt.ArrayLike | None = None,
     num_threads: int | None = None,
-) -> tuple[Array, Array, Array]:
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, ...]:
     """Gradients of `attention` with respect to query, key and value.
 
     Parameters
@@ -176,12 +204,16 @@ def attention_backward(
         Gradient with respect to `lse`; 0 by default.
     num_threads : int, optional
         Threads to use, as in `attention`. The result does not depend on it.
+    **options
+        Those of that call: softcap, sinks, dropout and so on.
 
     Returns
     -------
     grad_query, grad_key, grad_value : array
         In the shapes and the dtype of query, key and value. A row with no allowed key gives and gets 0. Heads that
         share a key sum their gradients.
+    grad_sinks : array, shape (heads,)
+        If `sinks` are given: float32 or float64.
 
     Raises
     ------
@@ -205,35 +237,45 @@ def attention_backward(
     >>> grad_key.shape
     (2, 1000, 64)
     """
-    from subquad import backward
+    from subquad import backward, forward
 
     inputs = checked_inputs(query, key, _required(value))
     q, _, v = inputs.arrays
     patterns = checked_patterns(pattern, q.shape[1])
-    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
+    asked = checked_options(options, inputs)
+    factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     given = {"grad_out": grad_out, "out": out, "lse": lse} | ({} if grad_lse is None else {"grad_lse": grad_lse})
     of_out, result, sums, *of_lse = checked_gradients(given, inputs, q.shape[2], v.shape[3])
-    plans = _plans(patterns, inputs)
+    parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs, backward=True)
 
     names = ("query", "key", "value")
     named = zip(inputs.arrays, names, strict=True)
-    grads = [empty(x.shape, x.dtype, f"gradient of {name}", zero=True) for x, name in named]
+    grads = [empty(x.shape, inputs.compute_dtype, f"gradient of {name}", zero=True) for x, name in named]
     with np.errstate(all="ignore"):  # what is not finite stays so, in its own rows
-        delta = backward.row_products(of_out, result)
+        delta = backward.row_products(of_out, result, inputs.compute_dtype)
         for x in of_lse:
             delta -= x
-    for plan, heads in plans:
-        backward.run(plan, inputs, heads, backward.Gradients(of_out, sums, delta, *grads), factor, threads)
+    for part in parts:
+        backward.run(part, inputs, head, backward.Gradients(of_out, sums, delta, *grads), factor, threads)
     # the leading axes that the caller left out are dropped again
-    d_q, d_k, d_v = (x[(0,) * (2 - len(inputs.leading))].astype(inputs.dtype, copy=False) for x in grads)
-    return d_q, d_k, d_v
+    found = tuple(forward.converted(x[(0,) * (2 - len(inputs.leading))], inputs.dtype) for x in grads)
+    if asked.sinks is None:
+        return found
+    with np.errstate(all="ignore"):
+        return (*found, -(asked.sink_share(sums) * delta).sum(axis=(0, 2)))
 
 
-def _plans(patterns: list[tuple[Pattern, Sequence[int]]], inputs: Inputs) -> list[tuple[Plan, Sequence[int]]]:
+def _parts(patterns: list[tuple[Pattern, Sequence[int]]], inputs: Inputs, options: Options) -> list[Part]:
     """The plan of every pattern, with the heads that follow it; all are made before any is run."""
-    q, k, *_ = inputs.arrays
+    from subquad.forward import Part
+
+    (_, _, n_q, _), n_k = inputs.arrays[0].shape, inputs.arrays[1].shape[2]
     itemsize = inputs.compute_dtype.itemsize
-    return [(pattern.plan(q.shape[2], k.shape[2], itemsize=itemsize), heads) for pattern, heads in patterns]
+    return [
+        Part(pattern._plan(Shape(n_q, n_k, offset), itemsize), batches, heads)
+        for offset, batches in options.batches().items()
+        for pattern, heads in patterns
+    ]
 
 
 def _required(value: Any) -> Any:

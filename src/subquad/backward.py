@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from subquad.forward import KERNEL_NAME, Heads, geometry, lie_far_apart, scratch
+from subquad.forward import Heads, Part, Table, converted, geometry, kernel_for, needs_panels, scratch
 from subquad.inputs import Array, Inputs
-from subquad.kernels import layout, load
-from subquad.plan import GatheredPhase, Plan, TiledPhase
+from subquad.kernels import layout
+from subquad.plan import GatheredPhase, TiledPhase
 from subquad.plan.cost import COLD_PAIR
 from subquad.plan.schedule import waves
 from subquad.plan.tables import address, cut
 from subquad.threads import share_out
 
 _ROWS = 4096  # that are copied at a time where columns are no neighbours
-Table = npt.NDArray[np.int64]
 Groups = list[tuple[int, list[int]]]  # batch and query heads
 
 
@@ -36,9 +34,9 @@ class Gradients(NamedTuple):
 class Call(NamedTuple):
     """What all phases of a backward share."""
 
-    plan: Plan
+    part: Part
     inputs: Inputs
-    heads: Sequence[int]
+    head: Table
     gradients: Gradients
     scale: float
     threads: int
@@ -48,66 +46,65 @@ class Call(NamedTuple):
         """d and d_v."""
         return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
 
-    def place(self, *arrays: Array) -> Heads:
+    def place(self, *arrays: Array | Table) -> Heads:
         return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
 
     def groups(self, shared: bool) -> Groups:
         """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
         found: dict[int, list[int]] = {}
-        for head in self.heads:
+        for head in self.part.heads:
             found.setdefault(head // self.inputs.group if shared else head, []).append(head)
-        return [(batch, heads) for batch in range(self.inputs.arrays[0].shape[0]) for heads in found.values()]
-
-    def kernel(self, name: str) -> Callable[..., None]:
-        found: Callable[..., None] = load(name, KERNEL_NAME[self.inputs.compute_dtype.itemsize])
-        return found
+        return [(batch, heads) for batch in self.part.batches for heads in found.values()]
 
 
-def row_products(a: Array, b: Array) -> Array:
+def row_products(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
     """The sum of a x b along columns, (batch, heads, rows), in an order that no layout of the arrays changes."""
-    sums = np.empty(a.shape[:3], a.dtype)
+    sums = np.empty(a.shape[:3], dtype)
     for *head, begin in np.ndindex(*a.shape[:2], -(-a.shape[2] // _ROWS)):
         rows = (*head, slice(begin * _ROWS, (begin + 1) * _ROWS))
-        np.einsum("nd,nd->n", np.ascontiguousarray(a[rows]), np.ascontiguousarray(b[rows]), out=sums[rows])
+        pair = (np.ascontiguousarray(converted(x[rows], dtype)) for x in (a, b))
+        np.einsum("nd,nd->n", *pair, out=sums[rows])
     return sums
 
 
-def run(plan: Plan, inputs: Inputs, heads: Sequence[int], gradients: Gradients, scale: float, threads: int) -> None:
+def run(part: Part, inputs: Inputs, head: Table, gradients: Gradients, scale: float, threads: int) -> None:
     """Add what some query heads give to `gradients`.
 
     Every gradient is a sum in one order, which no number of threads changes: tiles that share keys follow one another
     in waves, lists are followed once by query and once by key, and heads that share keys are done one after another.
     """
-    call = Call(plan, inputs, heads, gradients, scale, threads)
-    for number, phase in enumerate(plan.phases):
+    call = Call(part, inputs, head, gradients, scale, threads)
+    for number, phase in enumerate(part.plan.phases):
         if isinstance(phase, TiledPhase):
             _tiled(call, number, phase)
         else:
             _by_query(call, phase)
-            _by_key(call, plan.transposed(number))
+            _by_key(call, part.plan.transposed(number))
 
 
 def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
     """All five products in one pass, a wave at a time."""
     (q, k, v), grads, (d, d_v) = call.inputs.arrays, call.gradients, call.widths
     table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (grads.of_out, layout.G_ROW)])
-    pack = lie_far_apart(call.inputs, phase)
+    pack, dtype, plan = needs_panels(call.inputs, phase), call.inputs.compute_dtype, call.part.plan
     table[layout.PACK] = int(pack)
-    sizes = layout.scratch_sizes(d, d_v, q.itemsize, pack, backward=True)
-    kernel, tables, groups = call.kernel("tiled_backward"), call.plan.addresses(number), call.groups(shared=True)
+    sizes = layout.scratch_sizes(d, d_v, dtype.itemsize, pack, backward=True)
+    kernel, tables = kernel_for("tiled_backward", call.inputs), plan.addresses(number)
+    groups, own_head = call.groups(shared=True), call.place(call.head)
     places = call.place(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
-    for wave in waves(call.plan, number, call.plan.lanes * 2.0 * (3 * d + 2 * d_v)):
+    for wave in waves(plan, number, plan.lanes * 2.0 * (3 * d + 2 * d_v)):
 
         def worker(wave: list[tuple[int, int, int, int]] = wave) -> Callable[[int], None]:
-            own = scratch(sizes, q.dtype)
-            fixed = [call.scale, address(table), *tables, *map(address, own)]
+            own = scratch(sizes, dtype)
+            before, after = (call.scale, address(table)), (*tables, *map(address, own))
 
-            # `_kept`: the scratch must live as long as the addresses in `fixed`
+            # `_kept`: the scratch must live as long as the addresses in `after`
             def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-                group, part = divmod(task, len(wave))
+                group, block = divmod(task, len(wave))
                 batch, heads = groups[group]
-                for head in heads:
-                    kernel(*places.begin(batch, head), *fixed, *wave[part])
+                for member in heads:
+                    at_head = own_head.begin(batch, member)
+                    kernel(*places.begin(batch, member), *before, *at_head, *after, *wave[block])
 
             return do
 
@@ -133,19 +130,22 @@ def _by_key(call: Call, lists: GatheredPhase) -> None:
 
 def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, groups: Groups) -> None:
     (d, d_v), dtype = call.widths, call.inputs.compute_dtype
-    kernel, tables = call.kernel("gathered_backward"), [address(x) for x in lists]
+    kernel, tables = kernel_for("gathered_backward", call.inputs), [address(x) for x in lists]
     ranges = cut(lists.work, COLD_PAIR * 4.0 * (d + d_v))
-    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True)
+    selects = bool(call.head[..., layout.SELECTS].any())
+    sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True, selects=selects)
+    own_head = call.place(call.head)
 
     def worker() -> Callable[[int], None]:
         own = scratch(sizes, dtype)
-        fixed = [call.scale, address(table), *tables, address(own[0])]
+        before, after = (call.scale, address(table)), (*tables, *map(address, own))
 
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            group, part = divmod(task, len(ranges))
+            group, rows = divmod(task, len(ranges))
             batch, heads = groups[group]
-            for head in heads:
-                kernel(*places.begin(batch, head), *fixed, *ranges[part])
+            for member in heads:
+                at_head = own_head.begin(batch, member)
+                kernel(*places.begin(batch, member), *before, *at_head, *after, *ranges[rows])
 
         return do
 
@@ -153,4 +153,4 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
 
 
 def _table(call: Call, places: list[tuple[Array, int]]) -> Table:
-    return geometry(call.plan.shape, call.widths, places, call.gradients.lse)
+    return geometry(call.part.plan.shape, call.widths, places, call.gradients.lse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +11,47 @@ import numpy.typing as npt
 
 from subquad.inputs import Array, Inputs
 from subquad.kernels import layout, load
+from subquad.kernels.build import widens
 from subquad.patterns.base import Shape
 from subquad.plan import GatheredPhase, Plan, TiledPhase
 from subquad.plan.cost import COLD_PAIR
 from subquad.plan.tables import address
 from subquad.threads import share_out
 
-KERNEL_NAME = {4: "float32", 8: "float64"}  # by the size of an element
+Table = npt.NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """Heads that one plan is for."""
+
+    plan: Plan
+    batches: Sequence[int]
+    heads: Sequence[int]
+
+
+def kernel_for(name: str, inputs: Inputs) -> Callable[..., None]:
+    """The kernel of this name for how the inputs are stored."""
+    found: Callable[..., None] = load(name, _name(inputs.arrays[0].dtype))
+    return found
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy takes microseconds to spell it
+
+
+def converted(x: Array, dtype: np.dtype[Any]) -> Array:
+    """The array in another dtype; side by side, and by a kernel, where one of them is half precision."""
+    if x.dtype == dtype:
+        return x
+    half = min(x.dtype, dtype, key=lambda one: one.itemsize)
+    if half.itemsize != 2 or x.size == 0 or not widens(half.name):
+        return x.astype(dtype)
+    given, made = np.ascontiguousarray(x), np.empty(x.shape, dtype)
+    narrow = dtype == half
+    pair = (made, given) if narrow else (given, made)
+    load("convert", half.name)(*map(address, pair), x.size, int(narrow))
+    return made
 
 
 class Heads(NamedTuple):
@@ -49,9 +84,7 @@ def scratch(sizes: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]
     return memory[offset : offset + floats], np.empty(ints, np.int64)
 
 
-def geometry(
-    shape: Shape, widths: tuple[int, int], places: list[tuple[Array, int]], lse: Array | None = None
-) -> npt.NDArray[np.int64]:
+def geometry(shape: Shape, widths: tuple[int, int], places: list[tuple[Array, int]], lse: Array | None = None) -> Table:
     """Sizes and strides of one head, in elements, as the kernels read them; `places` says where an array's stand."""
     table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
     table[layout.D], table[layout.D_V] = widths
@@ -63,62 +96,65 @@ def geometry(
     return table
 
 
-def run(
-    plan: Plan, inputs: Inputs, heads: Sequence[int], out: Array, lse: Array | None, scale: float, threads: int
-) -> None:
+def run(part: Part, inputs: Inputs, head: Table, out: Array, lse: Array | None, scale: float, threads: int) -> None:
     """Write the attention of some query heads into `out`, and its log-sum-exp into `lse`."""
     q, k, v = inputs.arrays
     places = [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (out, layout.OUT_ROW)]
-    table = geometry(plan.shape, (q.shape[-1], v.shape[-1]), places, lse)
-    for number in range(len(plan.phases)):
+    table = geometry(part.plan.shape, (q.shape[-1], v.shape[-1]), places, lse)
+    for number in range(len(part.plan.phases)):
         table = table.copy()
         table[layout.FOLD] = int(number > 0)
-        _run_phase(number, plan, inputs, heads, out, lse, scale, table, threads)
+        _run_phase(number, part, inputs, head, out, lse, scale, table, threads)
 
 
 def _run_phase(
     number: int,
-    plan: Plan,
+    part: Part,
     inputs: Inputs,
-    heads: Sequence[int],
+    head: Table,
     out: Array,
     lse: Array | None,
     scale: float,
-    table: npt.NDArray[np.int64],
+    table: Table,
     threads: int,
 ) -> None:
     q, _, v = inputs.arrays
+    plan, batches, heads = part
     phase = plan.phases[number]
     gathered = isinstance(phase, GatheredPhase)
     if isinstance(phase, TiledPhase):
-        table[layout.PACK] = int(lie_far_apart(inputs, phase))
-    kernel = load("gathered" if gathered else "tiled", KERNEL_NAME[inputs.compute_dtype.itemsize])
-    widths = q.shape[-1], v.shape[-1]
+        table[layout.PACK] = int(needs_panels(inputs, phase))
+    wide = "_wide" if out.dtype != q.dtype else ""
+    kernel = kernel_for(("gathered" if gathered else "tiled") + wide, inputs)
+    widths, dtype = (q.shape[-1], v.shape[-1]), inputs.compute_dtype
     pair_flops = 2.0 * sum(widths)
     ranges = plan.tasks(number, pair_flops * (COLD_PAIR if gathered else plan.lanes))
     tables = plan.addresses(number)
-    places = Heads.of(q.shape[1], q, inputs.arrays[1], v, out, lse)
+    places, own_head = Heads.of(q.shape[1], q, inputs.arrays[1], v, out, lse), Heads.of(q.shape[1], head)
 
     def worker() -> Callable[[int], None]:
-        sizes = layout.scratch_sizes(*widths, q.itemsize, bool(table[layout.PACK]))
+        sizes = layout.scratch_sizes(*widths, dtype.itemsize, bool(table[layout.PACK]))
         if isinstance(phase, GatheredPhase):
-            sizes = layout.list_scratch_sizes(*widths, q.itemsize, phase.longest)
-        own = scratch(sizes, q.dtype)
-        fixed = [scale, address(table), *tables, *map(address, own[:1] if gathered else own)]
+            selects = bool(head[..., layout.SELECTS].any())
+            sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest, selects=selects)
+        own = scratch(sizes, dtype)
+        before, after = (scale, address(table)), (*tables, *map(address, own))
 
-        # `_kept`: the scratch must live as long as the addresses in `fixed`
+        # `_kept`: the scratch must live as long as the addresses in `after`
         def do(task: int, _kept: tuple[Array, ...] = own) -> None:
-            batch_head, part = divmod(task, len(ranges))
-            batch, head = divmod(batch_head, len(heads))
-            kernel(*places.begin(batch, heads[head]), *fixed, *ranges[part])
+            batch_head, of_phase = divmod(task, len(ranges))
+            batch, one = divmod(batch_head, len(heads))
+            member = batches[batch], heads[one]
+            kernel(*places.begin(*member), *before, *own_head.begin(*member), *after, *ranges[of_phase])
 
         return do
 
-    share_out(q.shape[0] * len(heads) * len(ranges), worker, threads)
+    share_out(len(batches) * len(heads) * len(ranges), worker, threads)
 
 
-def lie_far_apart(inputs: Inputs, phase: TiledPhase) -> bool:
-    """Whether neighbouring keys of a run lie so far apart that copies pay, or columns are no neighbours at all."""
+def needs_panels(inputs: Inputs, phase: TiledPhase) -> bool:
+    """Whether keys are copied side by side: they lie so far apart that it pays, columns are not, or they widen."""
     step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
-    keys = inputs.arrays[1:]
-    return any(abs(x.strides[-2]) * step >= layout.PACK_BYTES or x.strides[-1] != x.itemsize for x in keys)
+    return inputs.narrow or any(
+        abs(x.strides[-2]) * step >= layout.PACK_BYTES or x.strides[-1] != x.itemsize for x in inputs.arrays[1:]
+    )

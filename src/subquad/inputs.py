@@ -20,15 +20,20 @@ _HALF = ("float16", "bfloat16")  # by name: NumPy itself has no bfloat16
 
 
 class Inputs(NamedTuple):
-    """Checked arrays, 4-D and in the dtype of the computation, with what the caller's own looked like."""
+    """Checked arrays, 4-D and as kernels read them, with what the caller's own looked like."""
 
     arrays: tuple[Array, ...]  # (batch, heads, n, columns) each
     leading: tuple[int, ...]  # leading axes of the result
     dtype: np.dtype[Any]  # of the result
 
     @property
+    def narrow(self) -> bool:
+        """Whether kernels widen the arrays as they read them."""
+        return self.arrays[0].dtype.itemsize == 2
+
+    @property
     def compute_dtype(self) -> np.dtype[Any]:
-        return self.arrays[0].dtype
+        return np.dtype(np.float32) if self.narrow else self.arrays[0].dtype
 
     @property
     def group(self) -> int:
@@ -85,9 +90,18 @@ def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
     _check_shapes(arrays)
     q = arrays["query"]
     dtype = q.dtype.newbyteorder("=")
-    compute = dtype if dtype in _NATIVE else np.dtype(np.float32)
-    prepared = tuple(_four_axes(_kernel_ready(x, compute)) for x in arrays.values())
+    stored = _stored(dtype)
+    prepared = tuple(_four_axes(_kernel_ready(x, stored)) for x in arrays.values())
     return Inputs(prepared, q.shape[:-2], dtype)
+
+
+def _stored(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that kernels read: float32 in place of a half that this processor cannot widen."""
+    if dtype in _NATIVE:
+        return dtype
+    from subquad.kernels.build import widens
+
+    return dtype if widens(dtype.name) else np.dtype(np.float32)
 
 
 def _checked_given(x: Any, name: str) -> Array:
@@ -210,7 +224,7 @@ def checked_gradients(given: dict[str, Any], inputs: Inputs, n_q: int, d_v: int)
             raise ValueError(f"{name} must have the shape of the {whole} for these inputs, {wanted}; got {array.shape}")
         if array.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"{name} must have the dtype of the {whole} for these inputs, {dtype}; got {array.dtype}")
-        ready = _kernel_ready(array, inputs.compute_dtype)
+        ready = _kernel_ready(array, inputs.compute_dtype if of_rows else inputs.arrays[0].dtype)
         prepared.append(ready[(None,) * ((3 if of_rows else 4) - ready.ndim)])
     return tuple(prepared)
 

@@ -46,7 +46,7 @@ def raster(pattern: Pattern, n_q: int, n_k: int, height: int, width: int) -> Pic
     picture = np.zeros((height, width), np.float32)
     if not shape.n_q or not shape.n_k:
         return picture
-    if (height, width) == shape:
+    if (height, width) == (shape.n_q, shape.n_k):
         for rows in np.array_split(np.arange(shape.n_q), -(-shape.n_q // 64)):
             i, j = np.broadcast_arrays(rows[:, None], np.arange(shape.n_k))
             picture[rows] = pattern._contains(i, j, shape)

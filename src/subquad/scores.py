@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def attention_scores(
     scale: float | None = None,
     num_threads: int | None = None,
 ) -> SparseScores:
-    """Scaled scores ``scale * query[i] . key[j]`` of the allowed pairs: time O(pairs x d), memory O(pairs).
+    """Scaled scores ``scale * dot(query[i], key[j])`` of the allowed pairs: time O(pairs x d), memory O(pairs).
 
     Parameters are those of `attention`.
 
@@ -76,8 +76,15 @@ def attention_scores(
     >>> attention_scores(x, x, Banded(1), scale=1.0).row(0)
     (array([0, 1]), array([1., 0.]))
     """
+    return _rounded(*_scores(query, key, pattern, scale, num_threads))
+
+
+def _scores(
+    query: npt.ArrayLike, key: npt.ArrayLike, pattern: Pattern, scale: float | None, num_threads: int | None
+) -> tuple[SparseScores, np.dtype[Any]]:
+    """Scores in the dtype that they are computed in, and the one that they are returned in."""
     from subquad import forward
-    from subquad.kernels import layout, load
+    from subquad.kernels import layout
     from subquad.plan import csr_arrays
     from subquad.plan.cost import COLD_PAIR
     from subquad.plan.tables import GatheredPhase, address, cut
@@ -85,13 +92,13 @@ def attention_scores(
     checked = checked_pattern(pattern)
     inputs = checked_inputs(query, key)
     q, k = inputs.arrays
-    factor, threads = checked_scale(scale, q.shape[-1], q.dtype), thread_count(num_threads)
-    shape = Shape(q.shape[2], k.shape[2])
+    factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
+    shape = Shape.aligned(q.shape[2], k.shape[2])
     checked._validate(shape)
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
-    kernel = load("scores", forward.KERNEL_NAME[inputs.compute_dtype.itemsize])
+    kernel = forward.kernel_for("scores", inputs)
     table = forward.geometry(shape, (q.shape[-1], 0), [(q, layout.Q_ROW), (k, layout.K_ROW)])
     lists = GatheredPhase(indptr, indices)
     ranges = cut(lists.work, 2.0 * q.shape[-1] * COLD_PAIR)
@@ -100,7 +107,7 @@ def attention_scores(
 
     def worker() -> Callable[[int], None]:
         # scores go straight to where they belong: no list needs scratch
-        own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, q.itemsize, 0), q.dtype)
+        own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, data.itemsize, 0), data.dtype)
         places = [*fixed, address(own[0])]
 
         # `_kept`: the scratch must live as long as the addresses in `places`
@@ -111,8 +118,12 @@ def attention_scores(
         return do
 
     share_out(q.shape[0] * q.shape[1] * len(ranges), worker, threads)
-    data = data.reshape(*inputs.leading, len(indices)).astype(inputs.dtype, copy=False)
-    return SparseScores(indptr, indices, data, (shape.n_q, shape.n_k))
+    data = data.reshape(*inputs.leading, len(indices))
+    return SparseScores(indptr, indices, data, (shape.n_q, shape.n_k)), inputs.dtype
+
+
+def _rounded(scores: SparseScores, dtype: np.dtype[Any]) -> SparseScores:
+    return replace(scores, data=scores.data.astype(dtype, copy=False))
 
 
 def attention_weights(
@@ -135,14 +146,12 @@ def attention_weights(
     >>> attention_weights(x, x, Banded(1)).row(0)
     (array([0, 1]), array([0.5, 0.5]))
     """
-    scores = attention_scores(query, key, pattern, scale=scale, num_threads=num_threads)
+    scores, dtype = _scores(query, key, pattern, scale, num_threads)
     counts = np.diff(scores.indptr)
     filled = np.nonzero(counts)[0]
-    if not len(filled):
-        return scores
-    data = scores.data.astype(np.promote_types(scores.data.dtype, np.float32), copy=True)
-    begin = scores.indptr[filled]
-    data -= np.repeat(np.maximum.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
-    np.exp(data, out=data)
-    data /= np.repeat(np.add.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
-    return SparseScores(scores.indptr, scores.indices, data.astype(scores.data.dtype, copy=False), scores.shape)
+    if len(filled):
+        data, begin = scores.data, scores.indptr[filled]
+        data -= np.repeat(np.maximum.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+        np.exp(data, out=data)
+        data /= np.repeat(np.add.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+    return _rounded(scores, dtype)

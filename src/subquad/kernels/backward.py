@@ -8,8 +8,10 @@ from subquad.kernels import layout
 from subquad.kernels.exponential import weight_gradient_rows
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
+from subquad.kernels.memory import at, get, load, store
+from subquad.kernels.modifiers import call_modifier, modify_scores
 from subquad.kernels.register_tile import masked_values_1, outer_3x2, outer_6, scores_6, values_1, values_4, values_6
-from subquad.kernels.simd import at, fma, load, not_equal_or_nan, select, splat, store, width_of
+from subquad.kernels.simd import fma, not_equal_or_nan, select, splat, width_of
 from subquad.kernels.tiled import visit_runs
 from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
 
@@ -28,6 +30,7 @@ class GradientWork(NamedTuple):
     g_rows: Any  # blocks of the gradient of the output
     s_t: Any  # (STEP + 8, lanes): scores, then weights
     w_t: Any  # (STEP + 8, lanes): gradients of the weights, then of the scores
+    f_t: Any  # (STEP + 8, lanes): derivatives of modified scores
     lse: Any  # (lanes,): in powers of two; inf for rows that give nothing
     delta: Any  # (lanes,): what all weights of a row have in common, with the scale
     spare: Any  # (lanes,)
@@ -85,7 +88,7 @@ def add_outer(work, x, p_t, blocks, n_keys, width, careful):
 
 
 @device
-def gradient_step(work, k, v, n_keys, masked, present, geometry):
+def gradient_step(work, k, v, n_keys, masked, present, geometry, head):
     """Add what `n_keys` keys, whose offsets and masks stand in `work`, give to the three gradients."""
     lanes, s_t, w_t, k_off, v_off, mask = width_of(k), work.s_t, work.w_t, work.k_off, work.v_off, work.mask
     d, d_v, zero = geometry[layout.D], geometry[layout.D_V], splat(k, 0.0)
@@ -99,8 +102,21 @@ def gradient_step(work, k, v, n_keys, masked, present, geometry):
         for j in range(0, n_keys, 6):
             scores_6(at(target, j * lanes), x_t, width, x, at(x_off, j), zero)
 
+    tile, modifies, thin = np.int64(layout.BY_TILE), head[layout.MODIFIES] != 0, head[layout.THIN]
+    if head[layout.MASK_MOD] != 0:
+        call_modifier(head[layout.MASK_MOD], mask, mask, work.row, work.key, n_keys, tile, lanes, head)
+        masked = np.int64(1)
+    if modifies:
+        modify_scores(s_t, work.f_t, work.row, work.key, n_keys, tile, np.int64(1), head)
+    if thin != 0:
+        call_modifier(thin, w_t, work.spare, work.row, work.key, n_keys, tile, 0, head)
+
     # P^T = 2^(S^T - lse) and dS^T = P^T (dP^T - delta)
     total = weight_gradient_rows(s_t, w_t, n_keys, load(work.lse, 0), load(work.delta, 0))
+    for j in range(n_keys if modifies else 0):
+        store(w_t, j * lanes, load(w_t, j * lanes) * load(work.f_t, j * lanes))
+    if thin != 0:
+        call_modifier(thin, s_t, work.spare, work.row, work.key, n_keys, tile, 0, head)
     careful = not_equal_or_nan(total, zero) != 0
     if masked or careful:
         for j in range(n_keys):
@@ -149,7 +165,7 @@ def rows_to_blocks(blocks, x, row_table, row_step, column_step, width):
             for c in range(whole, width):
                 at_last = width % lanes != 0 and c >= width // lanes * lanes
                 block, start = (width // lanes, last) if at_last else (c // lanes, c // lanes * lanes)
-                target[block * lanes * lanes + c - start] = row[c * column_step]
+                target[block * lanes * lanes + c - start] = get(row, c * column_step)
 
 
 @device
@@ -179,7 +195,7 @@ def start_rows(work, tile, rows, q, g, d_q, lse, delta, scale, geometry):
 
 
 def backward_tiled(
-    q, k, v, g, lse, delta, d_q, d_k, d_v, scale, geometry,
+    q, k, v, g, lse, delta, d_q, d_k, d_v, scale, geometry, head,
     tiles, runs, rows, keys, bits, floats, ints, first, last, axis_begin, axis_end,
 ):  # fmt: skip
     """Add to the gradients what tiles first <= t < last of one head give, over the keys of a part of the axis.
@@ -191,7 +207,8 @@ def backward_tiled(
     blocks, blocks_v = (width + lanes - 1) // lanes, (width_v + lanes - 1) // lanes
     s_t = at(floats, 3 * lanes)
     w_t = at(s_t, padded * lanes)
-    q_rows = at(w_t, padded * lanes)
+    f_t = at(w_t, padded * lanes)
+    q_rows = at(f_t, padded * lanes)
     g_rows = at(q_rows, blocks * lanes * lanes)
     q_t = at(g_rows, blocks_v * lanes * lanes)
     d_q_t = at(q_t, blocks * lanes * lanes)
@@ -205,6 +222,7 @@ def backward_tiled(
         g_rows=g_rows,
         s_t=s_t,
         w_t=w_t,
+        f_t=f_t,
         lse=floats,
         delta=at(floats, lanes),
         spare=at(floats, 2 * lanes),
@@ -230,5 +248,5 @@ def backward_tiled(
         tile = at(tiles, t * layout.TILE_COLUMNS)
         start_rows(work, tile, rows, q, g, d_q, lse, delta, scale, geometry)
         count = tile[layout.ROW_COUNT]
-        visit_runs(gradient_step, work, tile, runs, keys, bits, k, v, geometry, (1 << count) - 1)
+        visit_runs(gradient_step, work, tile, runs, keys, bits, k, v, geometry, (1 << count) - 1, head)
         lanes_to_rows(d_q, work.d_q_t, row, width, np.int64(1), width, splat(q, 1.0), count, work.spare)

@@ -18,17 +18,26 @@ import sys
 import threading
 from typing import Any
 
-# one letter an argument: x pointer to elements, i to int64, u to uint16; n int64, f float64
+# one letter an argument: x pointer to elements as they are stored, c as they are computed with, i to int64,
+# u to uint16; n int64, f float64
 SIGNATURES = {
-    "tiled": "xxxxxfiiiiiuxinn",
-    "gathered": "xxxxxfiiixnn",
-    "scores": "xxxfiiixnn",
-    "tiled_backward": "xxxxxxxxxfiiiiiuxinnnn",
-    "gathered_backward": "xxxxxxxxfiiixnn",
-    "peak": "xn",
+    "tiled": "xxxxcfiiiiiiucinn",
+    "gathered": "xxxxcfiiiicinn",
+    "tiled_wide": "xxxccfiiiiiiucinn",  # halves into an output that is none, for phases to come
+    "gathered_wide": "xxxccfiiiicinn",
+    "decode": "xxxccfiiiiicinnnnnn",
+    "scores": "xxcfiiicnn",
+    "tiled_backward": "xxxxcccccfiiiiiiucinnnn",
+    "gathered_backward": "xxxxccccfiiiicinn",
+    "convert": "xcnn",
+    "modify": "cciinnni",
+    "thin": "cciinnni",
+    "peak": "cn",
+    "read": "ccn",
+    "triad": "cccfn",
 }
 
-_CTYPES = {"x": ctypes.c_void_p, "i": ctypes.c_void_p, "u": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_double}
+_CTYPES: dict[str, Any] = {**dict.fromkeys("xciu", ctypes.c_void_p), "n": ctypes.c_int64, "f": ctypes.c_double}
 _DIGEST_BYTES = 32
 _lock = threading.RLock()
 if hasattr(
@@ -72,6 +81,14 @@ def _target() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="pic", codemodel="default", jit=True
     )
+
+
+@functools.cache
+def widens(dtype: str) -> bool:
+    """Whether kernels can read this half precision in place: float16 takes an instruction of the processor."""
+    import llvmlite.binding as llvm
+
+    return dtype == "bfloat16" or bool(llvm.get_host_cpu_features().get("f16c")) or "aarch64" in _target().triple
 
 
 def _compile(name: str, dtype: str, symbol: str) -> bytes:

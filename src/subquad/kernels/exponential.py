@@ -22,19 +22,25 @@ def _exp2_coefficients(degree):
 _FORMAT = {32: (23, 127, 5, 5), 64: (52, 1023, 11, 11)}
 
 
-def _emit_exp2(builder, lanes, value):
+def _emit_parts(builder, lanes, value):
+    """2**value as (1 + fraction * series) * scale."""
     mantissa, bias, degree, _ = _FORMAT[lanes.bits]
     magic = emit_constant(lanes, 1.5 * 2.0**mantissa + bias)
     value = emit_larger(builder, emit_constant(lanes, -float(bias)), value)
     shifted = builder.fadd(value, magic)
     fraction = builder.fsub(value, builder.fsub(shifted, magic))
     coefficients = _exp2_coefficients(degree)
-    power = emit_constant(lanes, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        power = emit_fma(builder, lanes, power, fraction, emit_constant(lanes, coefficient))
+    series = emit_constant(lanes, coefficients[-1])
+    for coefficient in reversed(coefficients[1:-1]):
+        series = emit_fma(builder, lanes, series, fraction, emit_constant(lanes, coefficient))
     shift = ir.Constant(lanes.ir_int, [mantissa] * lanes.count)
     scale = builder.bitcast(builder.shl(builder.bitcast(shifted, lanes.ir_int), shift), lanes.ir)
-    return builder.fmul(power, scale)
+    return fraction, series, scale
+
+
+def _emit_exp2(builder, lanes, value):
+    fraction, series, scale = _emit_parts(builder, lanes, value)
+    return builder.fmul(emit_fma(builder, lanes, series, fraction, emit_constant(lanes, 1.0)), scale)
 
 
 @intrinsic
@@ -46,6 +52,53 @@ def exp2(typing_context, x):
 
     def codegen(context, builder, sig, args):
         return _emit_exp2(builder, x, args[0])
+
+    return x(x), codegen
+
+
+# tanh(x) = x P(x²) / Q(x²) on |x| <= 9, where float32 is 1: a minimax fit of degree 9 over 8, relative error 2e-8
+_TANH_BOUND = 9.0
+_TANH_ABOVE = (0.9999999794748893, 0.13381030881457423, 3.4955942213062904e-3, 2.0609176711047923e-5, 1.335477992307e-8)
+_TANH_BELOW = (1.0, 0.4671434648031215, 2.587700573005562e-2, 3.285644538597532e-4, 7.776609458874888e-7)
+
+
+def _emit_polynomial(builder, lanes, x, coefficients):
+    power = emit_constant(lanes, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        power = emit_fma(builder, lanes, power, x, emit_constant(lanes, coefficient))
+    return power
+
+
+def _emit_tanh_rational(builder, lanes, x):
+    bound, negative = emit_constant(lanes, _TANH_BOUND), emit_constant(lanes, -_TANH_BOUND)
+    x = emit_larger(builder, negative, x)
+    x = builder.select(builder.fcmp_ordered("<", bound, x), bound, x)
+    square = builder.fmul(x, x)
+    above = builder.fmul(_emit_polynomial(builder, lanes, square, _TANH_ABOVE), x)
+    return builder.fdiv(above, _emit_polynomial(builder, lanes, square, _TANH_BELOW))
+
+
+def _emit_tanh_exponential(builder, lanes, x):
+    """-e / (2 + e) with e = 2**y - 1 and y = -2 |x| log2(e); e loses no digits where it is small."""
+    bits = builder.bitcast(x, lanes.ir_int)
+    sign = ir.Constant(lanes.ir_int, [1 << (lanes.bits - 1)] * lanes.count)
+    negative = builder.bitcast(builder.or_(bits, sign), lanes.ir)
+    power = builder.fmul(negative, emit_constant(lanes, 2.0 / float(np.log(2.0))))
+    fraction, series, scale = _emit_parts(builder, lanes, power)
+    less = builder.fsub(scale, emit_constant(lanes, 1.0))
+    minus_one = emit_fma(builder, lanes, builder.fmul(fraction, series), scale, less)
+    ratio = builder.fdiv(minus_one, builder.fadd(minus_one, emit_constant(lanes, 2.0)))
+    size = builder.and_(builder.bitcast(ratio, lanes.ir_int), builder.not_(sign))
+    return builder.bitcast(builder.or_(size, builder.and_(bits, sign)), lanes.ir)
+
+
+@intrinsic
+def tanh(typing_context, x):
+    """tanh: a rational function for float32, exponentials for float64."""
+
+    def codegen(context, builder, sig, args):
+        emit = _emit_tanh_rational if x.bits == 32 else _emit_tanh_exponential
+        return emit(builder, x, args[0])
 
     return x(x), codegen
 

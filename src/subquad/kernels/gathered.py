@@ -11,24 +11,20 @@ import numpy as np
 from subquad.kernels import layout
 from subquad.kernels.exponential import exp2, log2
 from subquad.kernels.jit import device
-from subquad.kernels.simd import (
+from subquad.kernels.memory import (
     at,
     broadcast,
-    fma,
-    greater,
-    lane_max,
-    lane_sum,
-    larger,
+    get,
     load,
     load_part,
-    not_equal_or_nan,
     prefetch,
-    select,
-    splat,
+    put,
+    seen_as,
     store,
     store_sums,
-    width_of,
 )  # fmt: skip
+from subquad.kernels.modifiers import as_float, call_modifier, modify_scores
+from subquad.kernels.simd import fma, greater, lane_max, lane_sum, larger, not_equal_or_nan, select, splat, width_of
 
 # Keys ahead whose rows are asked for.
 AHEAD = 16
@@ -37,10 +33,40 @@ AHEAD = 16
 @device
 def end_of_block(indptr, begin, last):
     """Rows from `begin` on whose lists fit a worker's scratch together; one row at least."""
-    end = begin + 1
-    while end < last and indptr[end + 1] - indptr[begin] <= layout.BLOCK_PAIRS:
+    end, most = begin + 1, min(last, begin + layout.BLOCK_PAIRS)
+    while end < most and indptr[end + 1] - indptr[begin] <= layout.BLOCK_PAIRS:
         end += 1
     return end
+
+
+@device
+def select_lists(ints, indptr, indices, begin, end, by_key, head):
+    """Lists of the pairs that are there, of rows (of keys, if `by_key`) begin <= i < end; returns where they lie.
+
+    `ints` is scratch: a word, pointers, the lists, and a word a pair. Rows keep their numbers, and lists their order.
+    """
+    low, high, mask_mod = head[layout.KEY_BEGIN], head[layout.KEY_END], head[layout.MASK_MOD]
+    one, own, filled = ints, at(ints, 1), np.int64(0)
+    chosen = at(own, layout.BLOCK_PAIRS + 1)
+    allowed = at(chosen, indptr[end] - indptr[begin])
+    way = layout.BY_COLUMN if by_key else layout.BY_ROW
+    for i in range(begin, end):
+        own[i - begin] = filled
+        start, stop = indptr[i], indptr[i + 1]
+        if by_key and not low <= i < high:
+            continue
+        for e in range(start, stop):
+            allowed[e - start] = 1 if by_key or low <= indices[e] < high else 0
+        if mask_mod != 0:
+            one[0] = i
+            rows, keys = (at(indices, start), one) if by_key else (one, at(indices, start))
+            call_modifier(mask_mod, allowed, allowed, rows, keys, stop - start, way, 0, head)
+        for e in range(start, stop):
+            if allowed[e - start] != 0:
+                chosen[filled] = indices[e]
+                filled += 1
+    own[end - begin] = filled
+    return at(own, -begin), chosen
 
 
 @device
@@ -55,7 +81,7 @@ def list_scores(s, x, y, indices, begin, stop, width, y_row, y_column, spare, ah
         j0, j1, j2, j3 = indices[e], indices[min(e + 1, last)], indices[min(e + 2, last)], indices[min(e + 3, last)]
         y0, y1, y2, y3 = at(y, j0 * y_row), at(y, j1 * y_row), at(y, j2 * y_row), at(y, j3 * y_row)
         if y_column != 1:
-            z0 = at(spare, lanes)
+            z0 = seen_as(at(spare, lanes), y)
             z1, z2, z3 = at(z0, width), at(z0, 2 * width), at(z0, 3 * width)
             for c in range(width):
                 z0[c], z1[c], z2[c], z3[c] = y0[c * y_column], y1[c * y_column], y2[c * y_column], y3[c * y_column]
@@ -100,7 +126,7 @@ def score_lists(s, x, y, indptr, indices, begin, end, part, spare, geometry):
     x_column = geometry[layout.Q_COLUMN] if part == 0 else geometry[layout.G_COLUMN]
     y_row = geometry[layout.K_ROW] if part == 0 else geometry[layout.V_ROW]
     y_column = geometry[layout.K_COLUMN] if part == 0 else geometry[layout.V_COLUMN]
-    origin, ahead, copy = indptr[begin], indptr[end], at(spare, width_of(x) + 4 * width)
+    origin, ahead, copy = indptr[begin], indptr[end], seen_as(at(spare, width_of(x) + 4 * width), x)
     for i in range(begin, end):
         row = at(x, i * x_row)
         if x_column != 1:
@@ -138,13 +164,14 @@ def add_listed(o, p, y, indices, begin, stop, width, y_row, y_column, spare, ahe
         for e in range(begin, stop):
             row = at(y, indices[e] * y_row + c * y_column)
             if y_column != 1:
+                copy = seen_as(spare, y)
                 for i in range(part):
-                    spare[i] = row[i * y_column]
-                row = spare
+                    copy[i] = row[i * y_column]
+                row = copy
             total = fma(broadcast(p, e - begin), load_part(row, 0, part), total)
         store(spare, 0, total)
         for i in range(part):
-            o[c + i] = spare[i]
+            put(o, c + i, spare[i])
         c += lanes
 
 
@@ -155,7 +182,7 @@ def add_lists(o, p, y, indptr, indices, begin, end, places, spare):
     `places` are the width and the strides of rows and columns of o and of y.
     """
     width, o_row, o_column, y_row, y_column = places
-    origin, ahead, copy = indptr[begin], indptr[end], at(spare, width_of(o))
+    origin, ahead, copy = indptr[begin], indptr[end], seen_as(at(spare, width_of(o)), o)
     for i in range(begin, end):
         e, stop, row = indptr[i], indptr[i + 1], at(o, i * o_row)
         target = row if o_column == 1 else copy
@@ -169,7 +196,7 @@ def add_lists(o, p, y, indptr, indices, begin, end, places, spare):
 
 
 @device
-def weigh_list(s, n_keys, scale, out_row, lse_row, spare, geometry):
+def weigh_list(s, n_keys, scale, row, keys, out_row, lse_row, spare, geometry, head):
     """Scores of one row to weights that add up to 1, with what an earlier phase left in `out_row` and `lse_row`.
 
     The row of the output starts as what is left of that, or as 0; a row that saw no key has 0 and lse -inf.
@@ -177,7 +204,12 @@ def weigh_list(s, n_keys, scale, out_row, lse_row, spare, geometry):
     lanes, d_v, out_column = width_of(s), geometry[layout.D_V], geometry[layout.OUT_COLUMN]
     never, zero, factor = splat(s, -np.inf), splat(s, 0.0), splat(s, scale / np.log(2.0))
     fold, whole = geometry[layout.FOLD] == 1, n_keys // lanes * lanes
-    before = splat(s, lse_row[0] / np.log(2.0)) if fold else never
+    before = splat(s, lse_row[0] / np.log(2.0) if fold else as_float(head[layout.SINK]))
+    if head[layout.MODIFIES] != 0:
+        for j in range(n_keys):
+            s[j] *= scale / np.log(2.0)
+        modify_scores(s, s, row, keys, n_keys, np.int64(layout.BY_ROW), np.int64(0), head)
+        factor = splat(s, 1.0)
     # the last vector of scores is worked on in `spare`: the next row's scores stand behind it
     store(spare, 0, never)
     for j in range(whole, n_keys):
@@ -205,30 +237,40 @@ def weigh_list(s, n_keys, scale, out_row, lse_row, spare, geometry):
     store(spare, 0, tail * inverse)
     for j in range(whole, n_keys):
         s[j] = spare[j - whole]
+    if head[layout.THIN] != 0:
+        call_modifier(head[layout.THIN], s, spare, row, keys, n_keys, layout.BY_ROW, 0, head)
     store(spare, 0, kept * inverse)
     share = spare[0]
     for c in range(d_v):
-        out_row[c * out_column] = out_row[c * out_column] * share if fold else 0.0
+        put(out_row, c * out_column, get(out_row, c * out_column) * share if fold else 0.0)
     if geometry[layout.KEEP_LSE] == 1:
         store(spare, 0, select(seen, (base + log2(weight)) * splat(s, np.log(2.0)), never))
         lse_row[0] = spare[0]
 
 
-def forward_gathered(q, k, v, out, lse, scale, geometry, indptr, indices, floats, first, last):
+def forward_gathered(
+    q, k, v, out, lse, scale, geometry, head, indptr, indices, floats, ints, first, last
+):  # fmt: skip
     """out[i] = softmax(scale q[i] . K[list i]) V[list i] for rows first <= i < last of one head."""
     d_v, out_step, lse_step = geometry[layout.D_V], geometry[layout.OUT_ROW], geometry[layout.LSE_STEP]
     spare, s = floats, at(floats, width_of(q) + 5 * max(geometry[layout.D], d_v))
     places = d_v, out_step, geometry[layout.OUT_COLUMN], geometry[layout.V_ROW], geometry[layout.V_COLUMN]
-    begin = first
+    begin, row = first, ints
     while begin < last:
-        end, origin = end_of_block(indptr, begin, last), indptr[begin]
-        score_lists(s, q, k, indptr, indices, begin, end, np.int64(0), spare, geometry)
+        end, lists, listed = end_of_block(indptr, begin, last), indptr, indices
+        if head[layout.SELECTS] != 0:
+            lists, listed = select_lists(ints, indptr, indices, begin, end, 0, head)
+        origin = lists[begin]
+        score_lists(s, q, k, lists, listed, begin, end, np.int64(0), spare, geometry)
         for i in range(begin, end):
-            n_keys = indptr[i + 1] - indptr[i]
+            n_keys = lists[i + 1] - lists[i]
             if n_keys > 0 or geometry[layout.FOLD] == 0:
-                row = at(s, indptr[i] - origin)
-                weigh_list(row, n_keys, scale, at(out, i * out_step), at(lse, i * lse_step), spare, geometry)
-        add_lists(out, s, v, indptr, indices, begin, end, places, spare)
+                own, own_out, own_lse = at(s, lists[i] - origin), at(out, i * out_step), at(lse, i * lse_step)
+                row[0] = i
+                weigh_list(
+                    own, n_keys, scale, row, at(listed, lists[i]), own_out, own_lse, spare, geometry, head
+                )  # fmt: skip
+        add_lists(out, s, v, lists, listed, begin, end, places, spare)
         begin = end
 
 

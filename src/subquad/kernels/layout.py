@@ -45,6 +45,31 @@ MASK_FULL, MASK_BAND, MASK_OUTSIDE_BAND, MASK_BITS = range(4)
 ) = range(19)
 GEOMETRY_COLUMNS = 19
 
+# head: one row for each query head of each batch. Numbers marked f are the bits of a float64.
+(
+    BATCH,
+    HEAD,
+    KEY_BEGIN,  # keys j < KEY_BEGIN or j >= KEY_END are not there
+    KEY_END,
+    SINK,  # f: a logit, times log2(e), that joins the softmax of every row; -inf for none
+    MASK_MOD,  # addresses of functions that change a step or a list on the way, 0 for none: see `modifiers`
+    MODIFY,
+    SCORE_MOD,
+    THIN,
+    SOFTCAP,  # f: times log2(e); 0 for none
+    SLOPE,  # f: of ALiBi, times log2(e)
+    SEED,
+    DROP_BELOW,  # 32-bit draws below this are dropped
+    KEEP_SCALE,  # f: what the weights that are kept are multiplied by
+    POSITION,  # position of query row 0
+    SELECTS,  # 1: lists must be gone through for the keys that are there
+    MODIFIES,  # 1: MODIFY or SCORE_MOD is given
+) = range(17)
+HEAD_COLUMNS = 17
+
+# how the pairs that a modifier is given lie: (keys, lanes) with a row a lane; the keys of one row; the rows of one key
+BY_TILE, BY_ROW, BY_COLUMN = range(3)
+
 # Rows far apart fall into the same few sets of a cache and push one another out. From this distance on (and where
 # columns are not neighbours) the keys of a step are copied into a panel, and the last PANELS panels are kept:
 # neighbouring tiles share their keys. Strided(128), n = 16,384: 37 GF/s without, 48 GF/s with panels.
@@ -65,16 +90,19 @@ def lanes_of(itemsize: int) -> int:
 
 
 def scratch_sizes(d: int, d_v: int, itemsize: int, pack: bool, backward: bool = False) -> tuple[int, int]:
-    """Elements of float and of int64 scratch that one worker of a kernel needs."""
+    """Elements of float and of int64 scratch that one worker of a kernel needs; `itemsize` is that of the scratch."""
     lanes = lanes_of(itemsize)
     padded = [(width + lanes - 1) // lanes * lanes for width in (d, d_v)]
-    queries, values, steps = (3, 2, 2) if backward else (1, 1, 1)  # how often a kernel holds each
+    queries, values, steps = (3, 2, 3) if backward else (1, 1, 1)  # how often a kernel holds each
     floats = lanes * (queries * padded[0] + values * padded[1] + steps * (STEP + 8) + 4)
     panels = (PANELS + 1) * STEP * (d + d_v) if pack else 0
     return floats + panels, 5 * (STEP + 8) + 4 * lanes + PANELS
 
 
-def list_scratch_sizes(d: int, d_v: int, itemsize: int, longest: int, backward: bool = False) -> tuple[int, int]:
+def list_scratch_sizes(
+    d: int, d_v: int, itemsize: int, longest: int, backward: bool = False, selects: bool = False
+) -> tuple[int, int]:
     """The same of a worker that follows lists, the longest of which has `longest` keys."""
     pairs = max(BLOCK_PAIRS, longest)
-    return 4 * lanes_of(itemsize) + 5 * max(d, d_v) + (2 if backward else 1) * pairs, 0
+    floats = 4 * lanes_of(itemsize) + 5 * max(d, d_v) + (3 if backward else 1) * pairs
+    return floats, BLOCK_PAIRS + 3 + 2 * pairs if selects else 1

@@ -1,9 +1,8 @@
 """The vector layer: a Numba type whose values are 64-byte LLVM vectors, and the few operations kernels need.
 
 A `Lanes` value is an ordinary local variable: 16 float32 or 8 float64, one AVX-512 register, two AVX2 registers or
-four NEON registers, whichever the host has: LLVM splits it, the source stays one. Memory is reached through
-`CPointer` values and `getelementptr` alone. Offsets count elements. Loads and stores need element alignment only.
-Lane masks are plain 64-bit integers, lane 0 in bit 0.
+four NEON registers, whichever the host has: LLVM splits it, the source stays one. Lane masks are plain 64-bit
+integers, lane 0 in bit 0.
 """
 
 from __future__ import annotations
@@ -43,6 +42,8 @@ class _LanesModel(models.PrimitiveModel):
 
 LANES = {scalar: Lanes(scalar) for scalar in (types.float32, types.float64)}
 HALVES = {scalar: Lanes(scalar, VECTOR_BYTES // 2) for scalar in LANES}
+FLOAT16, BFLOAT16 = types.int16, types.uint16  # as element types of pointers: float32 that is stored in halves
+LANES |= dict.fromkeys((FLOAT16, BFLOAT16), LANES[types.float32])
 
 
 def emit_constant(lanes, value):
@@ -74,10 +75,6 @@ def emit_larger(builder, x, y):
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
-def _align(lanes):
-    return lanes.bits // 8
-
-
 @intrinsic
 def width_of(typing_context, pointer):
     """Lanes in a vector of what `pointer` points to: a constant."""
@@ -86,88 +83,6 @@ def width_of(typing_context, pointer):
         return ir.Constant(_I64, LANES[pointer.dtype].count)
 
     return types.int64(pointer), codegen
-
-
-# --- memory -----------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def at(typing_context, pointer, offset):
-    """The pointer `offset` elements further on."""
-
-    def codegen(context, builder, sig, args):
-        return builder.gep(args[0], [args[1]])
-
-    return pointer(pointer, types.intp), codegen
-
-
-@intrinsic
-def load(typing_context, pointer, offset):
-    """The lanes stored from `pointer[offset]` on."""
-    lanes = LANES[pointer.dtype]
-
-    def codegen(context, builder, sig, args):
-        return builder.load(lanes_address(builder, args[0], args[1], lanes), align=_align(lanes))
-
-    return lanes(pointer, types.intp), codegen
-
-
-@intrinsic
-def load_part(typing_context, pointer, offset, count):
-    """The first `count` lanes stored from `pointer[offset]` on, then zeros; nothing past them is touched."""
-    lanes = LANES[pointer.dtype]
-
-    def codegen(context, builder, sig, args):
-        address = lanes_address(builder, args[0], args[1], lanes)
-        integers = ir.VectorType(_I64, lanes.count)
-        zeros = ir.Constant(ir.VectorType(_I32, lanes.count), [0] * lanes.count)
-        first = builder.insert_element(ir.Constant(integers, ir.Undefined), args[2], ir.Constant(_I32, 0))
-        counts = builder.shuffle_vector(first, ir.Constant(integers, ir.Undefined), zeros)
-        mask = builder.icmp_signed("<", ir.Constant(integers, list(range(lanes.count))), counts)
-        arguments = [address, ir.Constant(_I32, _align(lanes)), mask, emit_constant(lanes, 0.0)]
-        function_type = ir.FunctionType(lanes.ir, [a.type for a in arguments])
-        name = f"llvm.masked.load.v{lanes.count}f{lanes.bits}.p0"
-        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
-
-    return lanes(pointer, types.intp, types.intp), codegen
-
-
-@intrinsic
-def store(typing_context, pointer, offset, value):
-    """Write lanes from `pointer[offset]` on."""
-    lanes = LANES[pointer.dtype]
-
-    def codegen(context, builder, sig, args):
-        builder.store(args[2], lanes_address(builder, args[0], args[1], lanes), align=_align(lanes))
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp, lanes), codegen
-
-
-@intrinsic
-def broadcast(typing_context, pointer, offset):
-    """`pointer[offset]` in every lane."""
-    lanes = LANES[pointer.dtype]
-
-    def codegen(context, builder, sig, args):
-        return emit_splat(builder, lanes, builder.load(builder.gep(args[0], [args[1]]), align=_align(lanes)))
-
-    return lanes(pointer, types.intp), codegen
-
-
-@intrinsic
-def prefetch(typing_context, pointer, offset):
-    """Ask for the cache line of `pointer[offset]`; never faults."""
-
-    def codegen(context, builder, sig, args):
-        byte_pointer = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        address = builder.bitcast(builder.gep(args[0], [args[1]]), byte_pointer)
-        builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp), codegen
 
 
 # --- constants and arithmetic -----------------------------------------------------------------------------------
@@ -179,9 +94,20 @@ def splat(typing_context, pointer, scalar):
     lanes = LANES[pointer.dtype]
 
     def codegen(context, builder, sig, args):
-        return emit_splat(builder, lanes, context.cast(builder, args[1], sig.args[1], pointer.dtype))
+        return emit_splat(builder, lanes, context.cast(builder, args[1], sig.args[1], lanes.scalar))
 
     return lanes(pointer, scalar), codegen
+
+
+@intrinsic
+def as_scalar(typing_context, pointer, number):
+    """The number in the element type of `pointer`."""
+    lanes = LANES[pointer.dtype]
+
+    def codegen(context, builder, sig, args):
+        return context.cast(builder, args[1], sig.args[1], lanes.scalar)
+
+    return lanes.scalar(pointer, number), codegen
 
 
 def _binary(op, method):
@@ -224,7 +150,7 @@ def larger(typing_context, x, y):
     return x(x, x), codegen
 
 
-def _emit_halves(builder, value):
+def emit_halves(builder, value):
     """The lower and the upper half of a vector."""
     half = value.type.count // 2
     undefined = ir.Constant(value.type, ir.Undefined)
@@ -241,7 +167,7 @@ def lane_sum(typing_context, x):
     def codegen(context, builder, sig, args):
         value = args[0]
         for _ in range(x.count.bit_length() - 1):
-            value = builder.fadd(*_emit_halves(builder, value))
+            value = builder.fadd(*emit_halves(builder, value))
         return builder.extract_element(value, ir.Constant(_I32, 0))
 
     return x.scalar(x), codegen
@@ -254,38 +180,10 @@ def lane_max(typing_context, x):
     def codegen(context, builder, sig, args):
         value = args[0]
         for _ in range(x.count.bit_length() - 1):
-            value = emit_larger(builder, *_emit_halves(builder, value))
+            value = emit_larger(builder, *emit_halves(builder, value))
         return builder.extract_element(value, ir.Constant(_I32, 0))
 
     return x.scalar(x), codegen
-
-
-@intrinsic
-def store_sums(typing_context, pointer, offset, a, b, c, d):
-    """pointer[offset + r] = the sum of the lanes of the r-th of four vectors, each by the same tree.
-
-    Neighbouring lanes are added, of two vectors at a time: 12 instructions for four sums instead of 40.
-    """
-    lanes = LANES[pointer.dtype]
-
-    def codegen(context, builder, sig, args):
-        def add_neighbours(x, y):
-            picks = [
-                ir.Constant(ir.VectorType(_I32, x.type.count), list(range(at, 2 * x.type.count, 2))) for at in (0, 1)
-            ]
-            return builder.fadd(*(builder.shuffle_vector(x, y, pick) for pick in picks))
-
-        narrow = []
-        for value in args[2:]:
-            while value.type.count > 4:
-                value = builder.fadd(*_emit_halves(builder, value))
-            narrow.append(value)
-        sums = add_neighbours(add_neighbours(*narrow[:2]), add_neighbours(*narrow[2:]))
-        address = builder.bitcast(builder.gep(args[0], [args[1]]), sums.type.as_pointer())
-        builder.store(sums, address, align=_align(lanes))
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp, a, a, a, a), codegen
 
 
 # --- masks ------------------------------------------------------------------------------------------------------

@@ -9,22 +9,14 @@ import numpy as np
 from subquad.kernels import layout
 from subquad.kernels.exponential import exp2, exp2_rows
 from subquad.kernels.jit import device
+from subquad.kernels.memory import at, load, store
+from subquad.kernels.modifiers import call_modifier, modify_scores
 from subquad.kernels.register_tile import masked_values_1, scores_6, values_1, values_4, values_6
-from subquad.kernels.simd import (
-    at,
-    fma,
-    greater,
-    larger,
-    load,
-    select,
-    splat,
-    store,
-    width_of,
-)
+from subquad.kernels.simd import fma, greater, larger, select, splat, width_of
 
 
 @device
-def attend_step(work, k, v, n_keys, masked, careful, geometry):
+def attend_step(work, k, v, n_keys, masked, careful, geometry, head):
     """Fold `n_keys` keys, whose offsets and masks stand in `work`, into the running softmax of the tile.
 
     A masked score becomes -inf, its weight exactly 0. While a row has seen nothing its maximum is -inf, and 0 is
@@ -40,6 +32,14 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry):
     top = before
     for j in range(0, n_keys, 6):
         top = scores_6(at(s_t, j * lanes), work.q_t, d, k, at(k_off, j), top)
+    if head[layout.MASK_MOD] != 0:
+        call_modifier(head[layout.MASK_MOD], mask, mask, work.row, work.key, n_keys, layout.BY_TILE, lanes, head)
+        masked = np.int64(1)
+    if head[layout.MODIFIES] != 0:
+        modify_scores(s_t, s_t, work.row, work.key, n_keys, np.int64(layout.BY_TILE), np.int64(0), head)
+        top = before
+        for j in range(n_keys if not masked else 0):
+            top = larger(load(s_t, j * lanes), top)
     if masked:
         top = before
         for j in range(n_keys):
@@ -53,6 +53,8 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry):
     total = exp2_rows(s_t, n_keys, base)
     store(work.m, 0, top)
     store(work.denom, 0, fma(load(work.denom, 0), alpha, total))
+    if head[layout.THIN] != 0:
+        call_modifier(head[layout.THIN], s_t, work.spare, work.row, work.key, n_keys, layout.BY_TILE, 0, head)
 
     # O^T = alpha O^T + V^T P^T, six columns of V at a time, then four, then one
     c = 0

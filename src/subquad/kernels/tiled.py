@@ -8,17 +8,9 @@ from subquad.kernels import layout
 from subquad.kernels.exponential import log2
 from subquad.kernels.jit import device
 from subquad.kernels.layout import STEP
-from subquad.kernels.simd import (
-    at,
-    fma,
-    load,
-    not_equal_or_nan,
-    prefetch,
-    select,
-    splat,
-    store,
-    width_of,
-)
+from subquad.kernels.memory import at, get, load, prefetch, seen_as, store
+from subquad.kernels.modifiers import as_float
+from subquad.kernels.simd import fma, not_equal_or_nan, select, splat, width_of
 from subquad.kernels.softmax import attend_step
 from subquad.kernels.transpose import lanes_to_rows, rows_to_lanes
 
@@ -119,22 +111,41 @@ def pack_keys(work, run, keys, k, v, geometry, step, begin, stop, filled):
                 prefetch(row, soon + c)
                 store(copy, c, load(row, c))
             for c in range(whole, width):
-                copy[c] = row[c * column_step]
+                copy[c] = get(row, c * column_step)
     return panel
 
 
 @device
-def visit_runs(do_step, work, tile, runs, keys, bits, k, v, geometry, careful):
+def keys_there(run, keys, head, begin, count):
+    """Where the keys of a run that the head has begin and end, of begin <= t < count; keys ascend."""
+    low, high, listed = head[layout.KEY_BEGIN], head[layout.KEY_END], run[layout.KEY_LIST]
+    first, step = run[layout.FIRST_KEY], run[layout.KEY_STEP]
+    if listed >= 0:
+        while begin < count and keys[listed + begin] < low:
+            begin += 1
+        while begin < count and keys[listed + count - 1] >= high:
+            count -= 1
+        return begin, count
+    if first + begin * step < low:
+        begin = (low - first + step - 1) // step
+    if first + (count - 1) * step >= high:
+        count = (high - first + step - 1) // step
+    return begin, count
+
+
+@device
+def visit_runs(do_step, work, tile, runs, keys, bits, k, v, geometry, careful, head):
     """Every key of the tile that lies in work's part of the axis, a step at a time: `do_step` says what is done."""
     nothing = np.int64(0)  # a plain 0 would be a literal type, and every function it meets compiled once more for it
     filled = step = masked = nothing
-    lanes, k_step, v_step = width_of(k), k, v
+    lanes, k_step, v_step = width_of(k), seen_as(k, work.s_t), seen_as(v, work.s_t)
     for r in range(tile[layout.RUN_BEGIN], tile[layout.RUN_END]):
         run = at(runs, r * layout.RUN_COLUMNS)
         axis = run[layout.AXIS]
         begin, count = work.axis_begin - axis, work.axis_end - axis
         begin = begin if begin > 0 else nothing
         count = run[layout.KEY_COUNT] if count > run[layout.KEY_COUNT] else count
+        begin, count = keys_there(run, keys, head, begin, count)
         if begin >= count:
             continue
         block, left, right = run[layout.BLOCK], run[layout.LEFT], run[layout.RIGHT]
@@ -146,7 +157,7 @@ def visit_runs(do_step, work, tile, runs, keys, bits, k, v, geometry, careful):
         while begin < count:
             here = (axis + begin) // STEP
             if filled > 0 and here != step:
-                do_step(work, k_step, v_step, filled, masked, careful, geometry)
+                do_step(work, k_step, v_step, filled, masked, careful, geometry, head)
                 filled = masked = nothing
             step, end = here, (here + 1) * STEP - axis
             stop = count if count < end else end
@@ -156,16 +167,17 @@ def visit_runs(do_step, work, tile, runs, keys, bits, k, v, geometry, careful):
             filled += stop - begin
             begin = stop
     if filled > 0:
-        do_step(work, k_step, v_step, filled, masked, careful, geometry)
+        do_step(work, k_step, v_step, filled, masked, careful, geometry, head)
 
 
 @device
-def start_tile(work, tile, out, lse, geometry):
-    """No keys seen yet, or the state that an earlier phase left in `out` and `lse`."""
+def start_tile(work, tile, out, lse, geometry, head):
+    """No keys seen yet but a sink, or the state that an earlier phase left in `out` and `lse`."""
     lanes, d_v, zero, one = width_of(out), geometry[layout.D_V], splat(out, 0.0), splat(out, 1.0)
     if geometry[layout.FOLD] == 0:
-        store(work.m, 0, splat(out, -np.inf))
-        store(work.denom, 0, zero)
+        sink = as_float(head[layout.SINK])  # has a weight, and a value of 0
+        store(work.m, 0, splat(out, sink))
+        store(work.denom, 0, zero if sink == -np.inf else one)
         for c in range(d_v):
             store(work.o_t, c * lanes, zero)
     else:
@@ -205,7 +217,9 @@ def finish_tile(work, tile, out, lse, geometry, careful):
     return 1
 
 
-def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, bits, floats, ints, first, last):
+def forward_tiled(
+    q, k, v, out, lse, scale, geometry, head, tiles, runs, rows, keys, bits, floats, ints, first, last
+):  # fmt: skip
     """out = softmax(scale Q K^T) V over the runs of tiles first <= t < last of one head.
 
     Weights of masked keys are 0, but 0 times a NaN or infinite value would leak into rows that may not see it. So a
@@ -253,7 +267,7 @@ def forward_tiled(q, k, v, out, lse, scale, geometry, tiles, runs, rows, keys, b
                 prefetch(out, following * geometry[layout.OUT_ROW] + c)
         rows_to_lanes(q_t, q, row, geometry[layout.Q_ROW], geometry[layout.Q_COLUMN], d, factor, work.spare)
         for careful in range(2):
-            start_tile(work, tile, out, lse, geometry)
-            visit_runs(attend_step, work, tile, runs, keys, bits, k, v, geometry, careful)
+            start_tile(work, tile, out, lse, geometry, head)
+            visit_runs(attend_step, work, tile, runs, keys, bits, k, v, geometry, careful, head)
             if finish_tile(work, tile, out, lse, geometry, careful) != 0:
                 break

@@ -10,7 +10,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from subquad.kernels.jit import device
-from subquad.kernels.simd import LANES, store, width_of
+from subquad.kernels.memory import emit_load, emit_store, get, put, store
+from subquad.kernels.simd import LANES, width_of
 
 _INDEX = ir.IntType(64)
 _OFFSETS = types.CPointer(types.int64)
@@ -72,9 +73,7 @@ def _blocks_in(typing_context, x_t, x, row_table, row_step, n_columns, factor):
                 c,
                 _,
             ):
-                rows = [
-                    builder.load(_address(builder, start, c, vector_type), align=lanes.bits // 8) for start in starts
-                ]
+                rows = [emit_load(builder, x.dtype, builder.gep(start, [c]), width) for start in starts]
                 corner = builder.gep(x_t_, [builder.mul(c, ir.Constant(_INDEX, lanes.count))])
                 for k, column in enumerate(_emit_transpose(builder, rows)):
                     offset = ir.Constant(_INDEX, k * lanes.count + part * width)
@@ -107,7 +106,7 @@ def _blocks_out(typing_context, x, x_t, row_table, row_step, n_columns, factor):
                     column = builder.load(_address(builder, corner, offset, vector_type), align=lanes.bits // 8)
                     columns.append(builder.fmul(column, scale))
                 for row, start in zip(_emit_transpose(builder, columns), starts, strict=True):
-                    builder.store(row, _address(builder, start, c, vector_type), align=lanes.bits // 8)
+                    emit_store(builder, x.dtype, row, builder.gep(start, [c]))
         return context.get_dummy_value()
 
     return types.void(x, x_t, _OFFSETS, types.intp, types.intp, lanes), codegen
@@ -124,7 +123,7 @@ def rows_to_lanes(x_t, x, row_table, row_step, column_step, columns, factor, spa
         store(spare, 0, factor)
     for column in range(done, columns):
         for i in range(lanes):
-            x_t[column * lanes + i] = x[row_table[i] * row_step + column * column_step] * spare[i]
+            x_t[column * lanes + i] = get(x, row_table[i] * row_step + column * column_step) * spare[i]
 
 
 @device
@@ -138,4 +137,4 @@ def lanes_to_rows(x, x_t, row_table, row_step, column_step, columns, factor, cou
         store(spare, 0, factor)
     for i in range(count):
         for column in range(done, columns):
-            x[row_table[i] * row_step + column * column_step] = x_t[column * lanes + i] * spare[i]
+            put(x, row_table[i] * row_step + column * column_step, x_t[column * lanes + i] * spare[i])

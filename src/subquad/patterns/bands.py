@@ -42,8 +42,8 @@ class Band(RowLists):
     def finite_reach(self, shape: Shape) -> tuple[int, int, int]:
         """The reach with bounds no farther than any key: products with it stay within 64 bits."""
         left, right, block = self.reach()
-        block = min(block, shape.n_q + shape.n_k + 1)
-        farthest = (shape.n_q + shape.n_k) // block + 1
+        block = min(block, shape.farthest + 1)
+        farthest = shape.farthest // block + 1
         left, right = (farthest if side is None else min(side, farthest) for side in (left, right))
         return left, right, block
 

@@ -25,20 +25,34 @@ if TYPE_CHECKING:
 
 
 class Shape(NamedTuple):
-    """Numbers of queries and keys."""
+    """Numbers of queries and keys, and the position of query row 0."""
 
     n_q: int
     n_k: int
+    shift: int
+
+    @classmethod
+    def aligned(cls, n_q: int, n_k: int) -> Shape:
+        """The last query stands at the position of the last key."""
+        return cls(n_q, n_k, n_k - n_q)
 
     @property
-    def shift(self) -> int:
-        """Position of query row 0."""
-        return self.n_k - self.n_q
+    def is_aligned(self) -> bool:
+        return self.shift == self.n_k - self.n_q
+
+    def described(self) -> str:
+        offset = "" if self.is_aligned else f" and q_offset = {self.shift}"
+        return f"n_q = {self.n_q} and n_k = {self.n_k}{offset}"
 
     @property
     def swapped(self) -> Shape:
         """Queries and keys in each other's place."""
-        return Shape(self.n_k, self.n_q)
+        return Shape(self.n_k, self.n_q, -self.shift)
+
+    @property
+    def farthest(self) -> int:
+        """No key is farther from any query, and no position farther from 0."""
+        return self.n_q + self.n_k + abs(self.shift)
 
 
 class Visits(NamedTuple):
@@ -50,7 +64,7 @@ class Visits(NamedTuple):
 
 
 def checked_shape(n_q: Any, n_k: Any) -> Shape:
-    return Shape(checks.integer(n_q, "n_q", 0), checks.integer(n_k, "n_k", 0))
+    return Shape.aligned(checks.integer(n_q, "n_q", 0), checks.integer(n_k, "n_k", 0))
 
 
 class Pattern(ABC):
@@ -93,7 +107,7 @@ class Pattern(ABC):
 
     def _count(self, shape: Shape) -> int:
         """Number of pairs; what a single pattern knows in closed form, an expression reads off its plan."""
-        return self.plan(*shape).nnz
+        return self._plan(shape).nnz
 
     def _leaves(self) -> Iterator[Pattern]:
         """The patterns of an expression, left to right."""
@@ -172,9 +186,11 @@ class Pattern(ABC):
         itemsize : int
             Bytes of an element: 4 makes tiles of 16 query rows (float32), 8 of 8 (float64).
         """
+        return self._plan(checked_shape(n_q, n_k), itemsize)
+
+    def _plan(self, shape: Shape, itemsize: int = 4) -> Plan:
         from subquad.plan import plan_for
 
-        shape = checked_shape(n_q, n_k)
         self._validate(shape)
         self._check_plan(shape)
         return plan_for(self, shape, itemsize)

@@ -98,6 +98,6 @@ class BlockLists(RowLists):
         from subquad.patterns.stored import StoredLists, transposed_lists
 
         turned = shape.swapped
-        n_rows, n_columns = (-(-n // self.block) for n in turned)
+        n_rows, n_columns = (-(-n // self.block) for n in turned[:2])
         lists = transposed_lists(*self._all_blocks(turned), n_columns)
         return StoredLists._of(*lists, (n_columns, n_rows), self.block)

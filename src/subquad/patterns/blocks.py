@@ -52,7 +52,7 @@ class BlockSparse(StoredLists):
         return f"BlockSparse(<{rows} x {columns} layout, {len(self.indices)} blocks on>, block={self.block})"
 
     def _validate(self, shape: Shape) -> None:
-        needed = tuple(-(-n // self.block) for n in shape)
+        needed = tuple(-(-n // self.block) for n in shape[:2])
         if needed != self.layout_shape:
             raise ValueError(
                 f"layout has {self.layout_shape[0]} x {self.layout_shape[1]} blocks of {self.block}; "

@@ -52,7 +52,7 @@ class Explicit(StoredLists):
         return f"Explicit(<{rows} x {columns} CSR array, {len(self.indices)} entries>)"
 
     def _validate(self, shape: Shape) -> None:
-        if shape != self.layout_shape:
+        if shape[:2] != self.layout_shape:
             raise ValueError(
                 f"csr has shape {self.layout_shape}; it cannot be used with n_q = {shape.n_q} and n_k = {shape.n_k}"
             )

@@ -26,8 +26,7 @@ class _Doubling(RowLists):
 
     def _distances(self, shape: Shape) -> Ints:
         """Those that a key can have, ascending."""
-        farthest = shape.n_q + shape.n_k
-        return np.concatenate(([0], 2 ** np.arange(farthest.bit_length())))
+        return np.concatenate(([0], 2 ** np.arange(shape.farthest.bit_length())))
 
     def _stretches(self, rows: Ints, shape: Shape) -> Stretches:
         keys = rows[:, None] + shape.shift + self._side * self._distances(shape)[:: self._side]
@@ -45,15 +44,15 @@ class _Doubling(RowLists):
         return np.asarray((distance >= 0) & (distance & (distance - 1) == 0))
 
     def _count(self, shape: Shape) -> int:
-        # at each distance, the positions p of [shift, n_k) whose key p + side x distance is one of [0, n_k)
+        # at each distance, the positions p of all rows whose key p + side x distance is one of [0, n_k)
         moved = self._side * self._distances(shape)
-        first, stop = np.maximum(shape.shift, -moved), np.minimum(shape.n_k, shape.n_k - moved)
+        first, stop = np.maximum(shape.shift, -moved), np.minimum(shape.shift + shape.n_q, shape.n_k - moved)
         return int(np.maximum(stop - first, 0).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class LogSparse(_Doubling):
-    """Keys at distance 0, 1, 2, 4, 8, ... before the query, itself among them: O(n log n) pairs.
+    """Keys at distance 0 and at every power of two before the query: O(n log n) pairs.
 
     References
     ----------

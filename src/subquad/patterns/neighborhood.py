@@ -23,7 +23,8 @@ class Neighborhood(RowLists):
     tokens a query at x sees the window that begins ``window // 2`` before it, moved to lie inside the axis: near a
     border the window is as wide as anywhere. With `dilation` r an axis falls apart into r groups, ``x % r``, and the
     window is taken within the query's group. A `causal` axis has the query and the ``window - 1`` before it, fewer at
-    the beginning.
+    the beginning. With `stride` s the tokens of an axis (of a group) share a window, s at a time: that of the middle
+    one, or on a causal axis of the last one, where it still ends at the query.
 
     Parameters
     ----------
@@ -32,6 +33,8 @@ class Neighborhood(RowLists):
     window, dilation : int or sequence of int, one an axis
         At least 1 each, and ``window * dilation`` at most the length of the axis.
     causal : bool or sequence of bool, one an axis
+    stride : int or sequence of int, one an axis
+        From 1 to `window`; at `window` the axis falls into blocks.
 
     Raises
     ------
@@ -41,7 +44,8 @@ class Neighborhood(RowLists):
     References
     ----------
     Hassani et al., "Neighborhood Attention Transformer" (2023), section 3.1; Hassani, Shi, "Dilated Neighborhood
-    Attention Transformer" (2022), section 3.1; Hassani et al., "Faster Neighborhood Attention" (2024), for causal axes.
+    Attention Transformer" (2022), section 3.1; Hassani et al., "Faster Neighborhood Attention" (2024), for causal axes;
+    Hassani et al., "Generalized Neighborhood Attention" (2025), for strides.
 
     Examples
     --------
@@ -55,20 +59,22 @@ class Neighborhood(RowLists):
     window: tuple[int, ...]
     dilation: tuple[int, ...]
     causal: tuple[bool, ...]
+    stride: tuple[int, ...]
 
-    def __init__(self, shape: Any, window: Any, dilation: Any = 1, causal: Any = False) -> None:
+    def __init__(self, shape: Any, window: Any, dilation: Any = 1, causal: Any = False, stride: Any = 1) -> None:
         axes = tuple(shape) if _is_sequence(shape) else (shape,)
         if not 1 <= len(axes) <= 3:
             raise ValueError(f"shape must have 1, 2 or 3 axes; got {len(axes)}: {shape!r}")
         axes = tuple(checks.integer(n, f"shape[{axis}]", 1) for axis, n in enumerate(axes))
         if math.prod(axes) > checks.LARGEST:
             raise ValueError(f"shape must have at most 2**62 tokens; got {shape!r}")
-        windows = _an_axis(window, "window", len(axes))
-        dilations = _an_axis(dilation, "dilation", len(axes))
-        windows, dilations = (
-            tuple(checks.integer(x, f"{name}[{axis}]", 1) for axis, x in enumerate(values))
-            for name, values in (("window", windows), ("dilation", dilations))
+        windows, dilations, strides = (
+            tuple(checks.integer(x, f"{name}[{axis}]", 1) for axis, x in enumerate(_an_axis(values, name, len(axes))))
+            for name, values in (("window", window), ("dilation", dilation), ("stride", stride))
         )
+        for axis, (s, w) in enumerate(zip(strides, windows, strict=True)):
+            if s > w:
+                raise ValueError(f"stride[{axis}] must be at most window = {w}; got {s}")
         for axis, (n, w, r) in enumerate(zip(axes, windows, dilations, strict=True)):
             if w * r > n:
                 times = "" if r == 1 else f" x dilation = {w} x {r}"
@@ -77,7 +83,7 @@ class Neighborhood(RowLists):
         for axis, value in enumerate(halves):
             if not isinstance(value, bool | np.bool_):
                 raise TypeError(f"causal[{axis}] must be True or False; got {value!r}")
-        for name, values in (("shape", axes), ("window", windows), ("dilation", dilations)):
+        for name, values in (("shape", axes), ("window", windows), ("dilation", dilations), ("stride", strides)):
             object.__setattr__(self, name, values)
         object.__setattr__(self, "causal", tuple(map(bool, halves)))
 
@@ -87,18 +93,20 @@ class Neighborhood(RowLists):
 
     def _validate(self, shape: Shape) -> None:
         n = math.prod(self.shape)
-        if shape != (n, n):
-            raise ValueError(
-                f"shape {self.shape} has {n} tokens; it cannot be used with n_q = {shape.n_q} and n_k = {shape.n_k}"
-            )
+        if shape != Shape.aligned(n, n):
+            raise ValueError(f"shape {self.shape} has {n} tokens; it cannot be used with {shape.described()}")
 
     def _bounds(self, axis: int, x: Ints) -> tuple[Ints, Ints, Ints]:
         """For queries at x: their dilation group, and the keys start <= k < stop within it."""
         n, w, r = self.shape[axis], self.window[axis], self.dilation[axis]
+        s = self.stride[axis]
         group, place = x % r, x // r
+        length = (n - group + r - 1) // r
         if self.causal[axis]:
-            return group, np.maximum(place - w + 1, 0), place + 1
-        start = np.clip(place - w // 2, 0, (n - group + r - 1) // r - w)
+            leader = np.minimum(place - place % s + s - 1, length - 1)
+            return group, np.maximum(leader - w + 1, 0), place + 1
+        leader = np.minimum(place - place % s + s // 2, length - 1)
+        start = np.clip(leader - w // 2, 0, length - w)
         return group, start, start + w
 
     def _coordinates(self, tokens: Ints) -> list[Ints]:
@@ -164,6 +172,8 @@ class Neighborhood(RowLists):
         return math.prod(sums)
 
     def _transposed(self, shape: Shape) -> Pattern:
+        if set(self.stride) != {1}:
+            return super(Neighborhood, self)._transposed(shape)
         return _Seen(self.shape, self.window, self.dilation, self.causal)
 
     def __repr__(self) -> str:
@@ -172,6 +182,8 @@ class Neighborhood(RowLists):
             written.append(f"dilation={_brief(self.dilation)}")
         if any(self.causal):
             written.append(f"causal={_brief(self.causal)}")
+        if set(self.stride) != {1}:
+            written.append(f"stride={_brief(self.stride)}")
         return f"{type(self).__name__}({', '.join(written)})"
 
 

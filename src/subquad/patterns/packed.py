@@ -78,11 +78,8 @@ class Packed(Frozen, RowLists):
         return self
 
     def _validate(self, shape: Shape) -> None:
-        if shape != (self.n, self.n):
-            raise ValueError(
-                f"lengths must sum to n_q and to n_k; {self!r} sums to {self.n}, "
-                f"n_q = {shape.n_q} and n_k = {shape.n_k}"
-            )
+        if shape != Shape.aligned(self.n, self.n):
+            raise ValueError(f"lengths must sum to n_q and to n_k; {self!r} sums to {self.n}, {shape.described()}")
 
     def _segment(self, token: Ints) -> Ints:
         return np.searchsorted(self.ends, token, side="right")

@@ -99,7 +99,7 @@ class RowSet(WholeRows):
         return LINEAR
 
     def members(self, shape: Shape) -> Ints:
-        return between(self.tokens, shape.shift, shape.n_k) - shape.shift
+        return between(self.tokens, shape.shift, shape.shift + shape.n_q) - shape.shift
 
     def _contains(self, i: Ints, j: Ints, shape: Shape) -> Bools:
         return is_member(i + shape.shift, self.tokens)

@@ -47,7 +47,7 @@ def csr_arrays(pattern: Pattern, shape: Shape) -> tuple[Ints, Ints]:
     if type(pattern)._count is not Pattern._count:  # known without a plan
         n_pairs = pattern._count(shape)
         checks.allocatable(32 * n_pairs, f"the list of {n_pairs:,} pairs", "Use fewer rows or a sparser pattern.")
-    rows, keys = pattern.plan(*shape).pairs()
+    rows, keys = pattern._plan(shape).pairs()
     order = np.lexsort((keys, rows))
     indptr = np.searchsorted(rows[order], np.arange(shape.n_q + 1))
     return indptr.astype(np.int64), keys[order]

@@ -20,7 +20,7 @@ def build(pattern: Pattern, shape: Shape, itemsize: int) -> Plan:
     every_term = [term for of_group in terms for term in of_group]
     strides = sorted({term.stride for term in every_term if term.way == RESIDUES})
     # a single pattern knows its pairs in closed form
-    counting = type(pattern)._count is Pattern._count
+    counting = type(pattern)._count is Pattern._count or not shape.is_aligned
 
     phases: list[Phase] = []
     nnz = 0 if counting else pattern._count(shape)

@@ -92,7 +92,7 @@ class Plan:
     Attributes
     ----------
     shape : Shape
-        (n_q, n_k).
+        (n_q, n_k, position of query row 0).
     lanes : int
         Query rows in a tile.
     phases : tuple of TiledPhase or GatheredPhase
@@ -149,11 +149,11 @@ class Plan:
         checks.allocatable(8 * self.shape.n_q * self.shape.n_k, "a dense n_q x n_k array", "Use a smaller size.")
         rows, keys = self.pairs()
         flat = np.bincount(rows * self.shape.n_k + keys, minlength=self.shape.n_q * self.shape.n_k)
-        return flat.reshape(self.shape)
+        return flat.reshape(self.shape.n_q, self.shape.n_k)
 
     def describe(self) -> str:
         """The phases in words, with their sizes."""
-        n_q, n_k = self.shape
+        n_q, n_k, _ = self.shape
         lines = [f"{self.nnz:,} pairs of {n_q:,} x {n_k:,}; the plan takes {checks.size_text(self.nbytes)}"]
         for phase in self.phases:
             if isinstance(phase, TiledPhase):

@@ -169,7 +169,7 @@ def _checked(opened: dict[str, Stored], scale: float | None, num_threads: int | 
 def _works(pattern: Any, arrays: Arrays, max_bytes: int) -> list[Work]:
     q, k, v = arrays.query, arrays.key, arrays.value
     (_, heads, n_q, d), (n_k, d_v) = q.shape, v.shape[2:]
-    shape, group = Shape(n_q, n_k), heads // max(1, k.shape[1])
+    shape, group = Shape.aligned(n_q, n_k), heads // max(1, k.shape[1])
     itemsize = arrays.compute_dtype.itemsize
     floats, ints = layout.scratch_sizes(d, d_v, itemsize, True)
     scratch = arrays.threads * ((floats + layout.BLOCK_PAIRS) * itemsize + 8 * ints)

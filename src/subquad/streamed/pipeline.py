@@ -16,6 +16,7 @@ from subquad import forward
 from subquad.inputs import Array, Inputs, empty
 from subquad.kernels import layout
 from subquad.kernels.layout import STEP
+from subquad.options import no_options
 from subquad.patterns.base import Shape
 from subquad.plan.tables import Phase, Plan, TiledPhase
 from subquad.streamed.arrays import Rows, Stored, bytes_of
@@ -223,7 +224,7 @@ class Pipeline:
         if part.plan is not None:
             return part.plan
         share = self.work.share
-        local = Shape(part.stop - part.first, wanted.total)
+        local = Shape.aligned(part.stop - part.first, wanted.total)
         rows = share.slots(part.first, part.stop)
         phases: list[Phase] = [] if writes else [_NOTHING]  # phases after the first go on from the output
         for phase in part.phases:
@@ -270,7 +271,8 @@ class Pipeline:
         k, v = (buffers[step.buffer][None, :, : step.held] for buffers in (self.keys, self.values))
         inputs = Inputs((q, k, v), (1, n_heads), arrays.compute_dtype)
         out, lse = out[:, :, step.slots], lse[:, :, step.slots]
-        forward.run(step.plan, inputs, range(n_heads), out, lse, arrays.scale, arrays.threads)
+        part = forward.Part(step.plan, (0,), range(n_heads))
+        forward.run(part, inputs, no_options(inputs), out, lse, arrays.scale, arrays.threads)
 
     # --- the writer's hand --------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import io
 import pickle
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from subquad.expression import parse_pattern
@@ -66,6 +67,28 @@ def pattern_of(text: str) -> Pattern:
         return parse_pattern(text)
     packed = zlib.decompress(base64.b64decode(text[len(_PICKLED) :]))
     return checked_pattern(_Unpickler(io.BytesIO(packed)).load())
+
+
+# Functions of the user's own, by the text they cross as. They are held, like the graphs that may name them.
+_functions: dict[str, Callable[..., Any]] = {}
+
+
+def name_of(function: Callable[..., Any] | None) -> str | None:
+    """The text that `function_of` turns back into this very function, in this process."""
+    if function is None:
+        return None
+    name = f"{getattr(function, '__qualname__', type(function).__name__)} at {id(function):#x}"
+    _functions[name] = function
+    return name
+
+
+def function_of(name: str | None) -> Callable[..., Any] | None:
+    """The function that `name_of` gave this name."""
+    if name is None:
+        return None
+    if name not in _functions:
+        raise RuntimeError(f"a graph that calls {name} cannot run in another process: functions are not exported")
+    return _functions[name]
 
 
 class _Unpickler(pickle.Unpickler):

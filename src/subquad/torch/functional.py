@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -12,8 +13,23 @@ from torch.autograd import forward_ad
 from subquad import checks
 from subquad.inputs import checked_pattern, checked_scale
 from subquad.patterns import Dense, Pattern
-from subquad.torch.crossing import text_of
-from subquad.torch.operators import LSE_DTYPES, attention_op
+from subquad.torch.crossing import name_of, text_of
+from subquad.torch.operators import LSE_DTYPES, Rest, attention_op
+
+
+class TorchOptions(TypedDict, total=False):
+    """Keywords of `attention`."""
+
+    softcap: float | None
+    alibi_slopes: Tensor | Sequence[float] | None
+    sinks: Tensor | None
+    key_lengths: Tensor | Sequence[int] | int | None
+    key_starts: Tensor | Sequence[int] | int | None
+    q_offset: Tensor | Sequence[int] | int | None
+    score_mod: Callable[..., Any] | None
+    mask_mod: Callable[..., Any] | None
+    dropout: float
+    seed: int | Tensor
 
 
 @overload
@@ -26,6 +42,7 @@ def attention(
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
     num_threads: int | None = ...,
+    **options: Unpack[TorchOptions],
 ) -> Tensor: ...
 
 
@@ -39,6 +56,7 @@ def attention(
     scale: float | None = ...,
     return_lse: Literal[True],
     num_threads: int | None = ...,
+    **options: Unpack[TorchOptions],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -51,6 +69,7 @@ def attention(
     scale: float | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
+    **options: Unpack[TorchOptions],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over the pairs that a pattern allows, for CPU tensors, with gradients.
 
@@ -70,6 +89,14 @@ def attention(
         Also return the natural log of the sum of exponentials of each row's scores; it has a gradient too.
     num_threads : int, optional
         Threads to use; ``torch.get_num_threads()`` by default. The result does not depend on it.
+    softcap, alibi_slopes, key_lengths, key_starts, q_offset, score_mod, mask_mod
+        Options of `subquad.attention`; those of heads and batches may be tensors. No gradient reaches them.
+    sinks : Tensor, shape (heads,), optional
+        That of `subquad.attention`; it has a gradient.
+    dropout : float, optional
+        Share of the weights that are dropped.
+    seed : int or Tensor, optional
+        Of dropout; drawn from PyTorch's generator by default, so ``torch.manual_seed`` repeats a run.
 
     Returns
     -------
@@ -111,15 +138,16 @@ def attention(
     check_tensors(query=query, key=key, value=value)
     if isinstance(scale, Tensor):
         raise TypeError("scale must be a number or None; got a tensor; multiply the query by it, for a gradient")
+    prepared = _prepared(options)
     if torch.compiler.is_compiling():
         # numbers are checked where the operator runs
-        return attend(query, key, value, _traced_text(pattern), scale, return_lse, num_threads)
+        return attend(query, key, value, _traced_text(pattern), scale, return_lse, num_threads, **prepared)
     text = text_of(checked_pattern(pattern))
     if scale is not None:
         scale = checked_scale(scale, query.shape[-1], np.dtype(np.float64))
     if num_threads is not None:
         num_threads = checks.integer(num_threads, "num_threads", 1)
-    return attend(query, key, value, text, scale, return_lse, num_threads)
+    return attend(query, key, value, text, scale, return_lse, num_threads, **prepared)
 
 
 def attend(
@@ -130,12 +158,41 @@ def attend(
     scale: float | None,
     return_lse: bool,
     num_threads: int | None,
+    **options: Any,
 ) -> Any:
     """`attention` of checked tensors, its pattern as text."""
     if not torch.compiler.is_compiling():
         _refuse_tangents(query, key, value)
-    out, lse = attention_op(query, key, value, pattern, scale, num_threads)
+    out, lse = attention_op(query, key, value, *Rest(pattern, scale, num_threads, **options))
     return (out, lse) if return_lse else out
+
+
+_NUMBERS = ("sinks", "alibi_slopes", "key_starts", "key_lengths", "q_offset", "seed")
+
+
+def _prepared(options: TorchOptions) -> dict[str, Any]:
+    """Options as the operators take them: numbers of heads and batches as tensors, functions by name."""
+    found: dict[str, Any] = {name: x for name, x in options.items() if x is not None}
+    for name in found:
+        if name not in TorchOptions.__annotations__:
+            raise TypeError(f"attention has no option {name!r}; there are {', '.join(TorchOptions.__annotations__)}")
+    for name in ("score_mod", "mask_mod"):
+        if name in found:
+            found[name] = _named(found[name])
+    if found.get("dropout") and "seed" not in found:
+        found["seed"] = torch.randint(0, 2**62, ())
+    for name in _NUMBERS:
+        if name in found and not isinstance(found[name], Tensor):
+            found[name] = torch.as_tensor(found[name])
+    for name in ("softcap", "dropout"):
+        if isinstance(found.get(name), Tensor):
+            raise TypeError(f"{name} must be a number; got a tensor")
+    return found
+
+
+@torch.compiler.assume_constant_result
+def _named(function: Callable[..., Any]) -> str | None:
+    return name_of(function)
 
 
 # A graph is guarded by the identity of the pattern. The patterns are held, so that no other one can ever be created at
