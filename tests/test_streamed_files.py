@@ -259,10 +259,10 @@ files = [np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("query", "k
 out, lse = (np.load(f"{folder}/{name}.npy", mmap_mode="r+") for name in ("out", "lse"))
 runs, run = 0, forward.run
 
-def counted(plan, inputs, heads, *rest):
+def counted(part, inputs, *rest):
     global runs
-    runs += plan.shape.n_q * len(heads)
-    run(plan, inputs, heads, *rest)
+    runs += part.plan.shape.n_q * inputs.arrays[0].shape[1]
+    run(part, inputs, *rest)
 
 def progress(done, total, what):
     if done >= kill_at:
