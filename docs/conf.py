@@ -54,6 +54,8 @@ autodoc_inherit_docstrings = False
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 #: What every documented name must have; see numpydoc's own list of checks.
+# keywords of **options are described one by one
+numpydoc_validation_overrides = {"PR02": [r"sinks : (array|Tensor), shape"]}
 numpydoc_validation_checks = {"GL01", "GL03", "GL05", "GL06", "GL07", "GL08", "PR02", "SS01", "SS04"}
 numpydoc_validation_exclude = {r"\.Measurement\.bytes$"}  # attributes stand in the docstring of their class
 

@@ -23,8 +23,8 @@ ROW = 4 * D  # bytes of a row of float32
 def client():
     """Two workers of one thread each, and a scheduler that believes bytes to be dear.
 
-    It moves a chunk where it thinks that moving saves time: by default at 100 MB/s and with half a second for a task that
-    it has not seen yet. The chunks here are a hundredth of real ones, so the bandwidth is too.
+    It moves a chunk where it thinks that moving saves time, by default at 100 MB/s and with half a second for a task
+    that it has not seen yet. The chunks here are a hundredth of real ones, so the bandwidth is too.
     """
     dear = {
         "distributed.scheduler.bandwidth": "1 MB",

@@ -1,4 +1,9 @@
-"""Attention over a sequence in files that are larger than the memory it may use.
+"""Files larger than memory
+========================
+
+Attention over a sequence in files that are larger than the memory it may use.
+
+::
 
     python docs/examples/out_of_core.py --tokens 16_777_216 --limit-gb 2 --folder /var/tmp
 

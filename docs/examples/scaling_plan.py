@@ -1,13 +1,19 @@
-"""What a long sequence takes on k workers: a plan from the cost model, or the model held against a cluster here.
+"""What 100 million tokens take
+============================
+
+What a long sequence takes on k workers: a plan from the cost model, or the model held against a cluster here.
+
+::
 
     python docs/examples/scaling_plan.py --tokens 100000000 --workers 1 4 16 64
-    python docs/examples/scaling_plan.py --check --tokens 262144 524288 1048576 --workers 1 2 --chunk 65536
+    python docs/examples/scaling_plan.py --check --tokens 262144 524288 1048576 --workers 1 2 --chunk 131072
     python docs/examples/scaling_plan.py --json ...
 
-The rate of one worker is measured on one chunk, in memory, unless --rate gives it; --threads says how many threads a
+The rate of one worker is measured in memory on --rows rows, unless --rate gives it; --threads says how many threads a
 worker has. `--check` starts a cluster of processes on this machine, one thread each, makes the inputs where they are
 needed and times the attention alone. Every run is measured between two measurements of the rate on all workers at
-once, and compared with those: a machine that others use as well is a moving target.
+once, and compared with those: by the clock and, since a machine that others use as well is a moving target, by the
+processor time that the workers took.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.array as da
@@ -37,20 +43,27 @@ def random_rows(seed: int, n: int, d: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
 
 
-def rate(pattern: Pattern, n: int, d: int, threads: int = 1) -> float:
-    """FLOPs a second of the kernel in memory on n rows, the best of three."""
-    x = random_rows(0, n, d)
-    took = []
-    for _ in range(4):  # the first call loads kernels and plans
-        start = time.perf_counter()
-        attention(x, x, x, pattern, num_threads=threads)
-        took.append(time.perf_counter() - start)
-    return 4 * d * pattern.nnz(n, n) / min(took[1:])
+class Rate(NamedTuple):
+    """FLOPs of the kernel for a second of the clock, and for a second of the processor."""
+
+    clock: float
+    processor: float
+
+
+def rate(pattern: Pattern, n: int, d: int, threads: int = 1, seconds: float = 1.0) -> Rate:
+    """The rate in memory on n rows, over about so many seconds."""
+    arrays = [random_rows(seed, n, d) for seed in range(3)]
+    attention(*arrays, pattern, num_threads=threads)  # the first call loads kernels and plans
+    flops, start, busy = 0, time.perf_counter(), time.thread_time()
+    while time.perf_counter() - start < seconds:
+        attention(*arrays, pattern, num_threads=threads)
+        flops += 4 * d * pattern.nnz(n, n)
+    return Rate(flops / (time.perf_counter() - start), flops / (time.thread_time() - busy))
 
 
 def on_workers(client: distributed.Client, tokens: int, chunk: int, d: int, seed: int) -> da.Array:
     """Random rows in chunks that lie in order on the workers, as `scaling_plan` takes them to."""
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    workers = addresses(client)
     sizes = [min(chunk, tokens - at) for at in range(0, tokens, chunk)]
     parts = [
         client.persist(
@@ -64,56 +77,79 @@ def on_workers(client: distributed.Client, tokens: int, chunk: int, d: int, seed
     return whole
 
 
+def addresses(client: distributed.Client) -> list[str]:
+    """Of all workers, in one order."""
+    return sorted(client.run(int))
+
+
 def moved(client: distributed.Client) -> int:
     """Bytes that the workers have received from one another so far."""
     of_each = client.run(lambda dask_worker: sum(entry["total"] for entry in dask_worker.transfer_incoming_log))
     return int(sum(of_each.values()))
 
 
-def measured(
-    client: distributed.Client, pattern: Pattern, tokens: int, args: argparse.Namespace
-) -> Iterator[tuple[float, int, float]]:
-    """Seconds, bytes moved and the rate of one worker around it, for each repetition."""
-    arrays = [on_workers(client, tokens, args.chunk, args.d, seed) for seed in range(3)]
-    workers = list(client.scheduler_info(n_workers=-1)["workers"])
+class Run(NamedTuple):
+    """One repetition: seconds, processor seconds of the busiest worker, bytes moved, and the rate before and after."""
 
-    def rate_now() -> float:
-        jobs = [client.submit(rate, pattern, args.chunk, args.d, workers=[w], pure=False) for w in workers]
+    seconds: float
+    busy: float
+    moved: int
+    rate: Rate
+
+
+def measured(client: distributed.Client, pattern: Pattern, tokens: int, args: argparse.Namespace) -> Iterator[Run]:
+    """The attention alone, its inputs being there."""
+    arrays = [on_workers(client, tokens, args.chunk, args.d, seed) for seed in range(3)]
+    workers = addresses(client)
+
+    def rate_now() -> Rate:
+        jobs = [client.submit(rate, pattern, args.rows, args.d, workers=[w], pure=False) for w in workers]
         return min(client.gather(jobs))
 
-    rates = [rate_now()]
+    before = rate_now()
     for _ in range(args.repeat):
-        before, start = moved(client), time.perf_counter()
+        received, busy, start = moved(client), client.run(time.process_time), time.perf_counter()
         out = client.persist(subquad_dask.attention(*arrays, pattern))
         distributed.wait(out)
         seconds = time.perf_counter() - start
-        rates.append(rate_now())
-        yield seconds, moved(client) - before, (rates[-2] + rates[-1]) / 2
+        took = max(now - busy[worker] for worker, now in client.run(time.process_time).items())
+        received = moved(client) - received
+        after = rate_now()
+        yield Run(seconds, took, received, Rate(*(statistics.mean(pair) for pair in zip(before, after, strict=True))))
+        before = after
         del out
+
+
+# A scheduler that leaves data where they lie: see docs/dask.md
+STAY = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.unknown-task-duration": "10ms",
+    "distributed.scheduler.bandwidth": "10 MB",
+}
 
 
 def check(pattern: Pattern, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The plan and the measurement for every number of workers and of tokens: medians of all repetitions."""
     for workers in args.workers:
-        cluster = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=0
-        )
+        with dask.config.set(STAY):
+            cluster = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=0
+            )
         with cluster, distributed.Client(cluster) as client:
+            client.wait_for_workers(workers)
             for tokens in args.tokens:
-                ratios, seconds, bytes_moved, rates = [], [], [], []
-                for took, moved_now, rate_now in measured(client, pattern, tokens, args):
-                    found = plan(pattern, tokens, workers, rate_now, args)
-                    ratios.append(took / found.seconds)
-                    seconds.append(took)
-                    bytes_moved.append(moved_now)
-                    rates.append(rate_now)
-                found = plan(pattern, tokens, workers, statistics.median(rates), args)
+                runs = list(measured(client, pattern, tokens, args))
+                plans = [plan(pattern, tokens, workers, run.rate.clock, args) for run in runs]
+                ratios = [run.seconds / one.seconds for run, one in zip(runs, plans, strict=True)]
+                busy = [run.busy * run.rate.processor / plans[0].busiest_flops for run in runs]
+                middle = statistics.median(run.rate.clock for run in runs)
                 yield {
-                    "plan": found,
-                    "measured_seconds": statistics.median(seconds),
+                    "plan": plan(pattern, tokens, workers, middle, args),
+                    "rate": middle,
+                    "measured_seconds": statistics.median(run.seconds for run in runs),
                     "measured_over_planned": statistics.median(ratios),
-                    "measured_moved_bytes": int(statistics.median(bytes_moved)),
-                    "rate": statistics.median(rates),
+                    "processor_over_planned": statistics.median(busy),
+                    "measured_moved_bytes": int(statistics.median(run.moved for run in runs)),
                 }
 
 
@@ -141,6 +177,7 @@ def line(entry: dict[str, Any]) -> str:
     cells += [f"{found.seconds:,.2f}", f"{found.efficiency:.2f}"]
     if "measured_seconds" in entry:
         cells += [f"{entry['measured_seconds']:,.2f}", f"{entry['measured_over_planned']:.2f}"]
+        cells += [f"{entry['processor_over_planned']:.2f}"]
         cells += [f"{size_text(entry['measured_moved_bytes'])} / {size_text(found.moved_bytes)}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -155,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--d", type=int, default=64)
     parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of one worker, for the rate that is measured")
+    parser.add_argument("--rows", type=int, default=1 << 18, help="for the rate: too many for a cache")
     parser.add_argument("--rate", type=float, help="GFLOP/s of one worker; measured here by default")
     parser.add_argument("--bandwidth", type=float, default=1000, help="MB/s into one worker")
     parser.add_argument("--check", action="store_true", help="measure on a cluster of processes on this machine")
@@ -165,13 +203,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         entries = check(pattern, args)
     else:
-        one = args.rate * 1e9 if args.rate else rate(pattern, min(args.chunk, 1 << 18), args.d, args.threads)
+        one = args.rate * 1e9 if args.rate else rate(pattern, args.rows, args.d, args.threads).clock
         entries = ({"plan": plan(pattern, n, k, one, args), "rate": one} for n in args.tokens for k in args.workers)
     if args.json:
         print(json.dumps([{**entry, "plan": dataclasses.asdict(entry["plan"])} for entry in entries], indent=2))
         return
     names = ["tokens", "workers", "tasks", "TFLOP", "held", "moved in", "GF/s", "seconds", "efficiency"]
-    names += ["measured", "measured / planned", "moved / planned"] if args.check else []
+    names += ["measured", "over plan", "processor over plan", "moved / planned"] if args.check else []
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for entry in entries:
         print(line(entry), flush=True)

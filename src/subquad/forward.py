@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,13 @@ class Part(NamedTuple):
 
 def kernel_for(name: str, inputs: Inputs) -> Callable[..., None]:
     """The kernel of this name for how the inputs are stored."""
-    found: Callable[..., None] = load(name, inputs.arrays[0].dtype.name)
+    found: Callable[..., None] = load(name, _name(inputs.arrays[0].dtype))
     return found
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy takes microseconds to spell it
 
 
 def converted(x: Array, dtype: np.dtype[Any]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -72,14 +73,10 @@ def checked_options(given: AttentionOptions, inputs: Inputs) -> Options:
     TypeError, ValueError
         For a name that is none, and for what does not fit the inputs.
     """
-    for name in given:
-        if name not in AttentionOptions.__annotations__:
-            near = difflib.get_close_matches(name, AttentionOptions.__annotations__, 1)
-            hint = (
-                f"; did you mean {near[0]}?" if near else f"; there are {', '.join(AttentionOptions.__annotations__)}"
-            )
-            raise TypeError(f"attention has no option {name!r}{hint}")
     (n_batches, n_heads, n_q, _), n_k = inputs.arrays[0].shape, inputs.arrays[1].shape[2]
+    if not given:
+        return _none(n_batches, n_q, n_k)
+    _check_names(given)
     offset = _per_batch(given.get("q_offset"), "q_offset", n_batches, n_k - n_q, -_FARTHEST, _FARTHEST)
     begin = _per_batch(given.get("key_starts"), "key_starts", n_batches, 0, 0, n_k)
     end = _per_batch(given.get("key_lengths"), "key_lengths", n_batches, n_k, 0, n_k)
@@ -98,6 +95,22 @@ def checked_options(given: AttentionOptions, inputs: Inputs) -> Options:
             raise TypeError(f"{name} must be a function or None; got {mod!r} of type {type(mod).__name__}")
     cap = None if softcap is None else float(softcap)
     return Options(cap, slopes, sinks, begin, end, offset, mods["score_mod"], mods["mask_mod"], float(dropout), seed)
+
+
+def _check_names(given: AttentionOptions) -> None:
+    for name in given:
+        if name not in AttentionOptions.__annotations__:
+            near = difflib.get_close_matches(name, AttentionOptions.__annotations__, 1)
+            known = ", ".join(AttentionOptions.__annotations__)
+            hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+            raise TypeError(f"attention has no option {name!r}; {hint}")
+
+
+@functools.lru_cache(maxsize=64)
+def _none(n_batches: int, n_q: int, n_k: int) -> Options:
+    """No options: most calls have none, and small ones should not wait for this."""
+    begin, end, offset = (np.full(n_batches, x) for x in (0, n_k, n_k - n_q))
+    return Options(None, None, None, begin, end, offset, None, None, 0.0, 0)
 
 
 def _real(x: Any, name: str) -> float:
@@ -151,10 +164,11 @@ def head_table(options: Options, inputs: Inputs, backward: bool = False) -> Ints
     from subquad.kernels import layout
 
     q, k = inputs.arrays[:2]
-    table = np.zeros((*q.shape[:2], layout.HEAD_COLUMNS), np.int64)
+    (n_batches, n_heads, n_q, _), n_k = q.shape, k.shape[2]
+    if options is _none(n_batches, n_q, n_k):
+        return _plain_table(n_batches, n_heads, n_q, n_k)
+    table = _plain_table(n_batches, n_heads, n_q, n_k).copy()
     numbers_ = table.view(np.float64)
-    table[..., layout.BATCH] = np.arange(q.shape[0])[:, None]
-    table[..., layout.HEAD] = np.arange(q.shape[1])
     for column, x in (
         (layout.KEY_BEGIN, options.key_begin),
         (layout.KEY_END, options.key_end),
@@ -162,7 +176,8 @@ def head_table(options: Options, inputs: Inputs, backward: bool = False) -> Ints
     ):
         table[..., column] = x[:, None]
     base_two = 1 / math.log(2)
-    numbers_[..., layout.SINK] = -math.inf if options.sinks is None else options.sinks * base_two
+    if options.sinks is not None:
+        numbers_[..., layout.SINK] = options.sinks * base_two
     compute = "float64" if inputs.compute_dtype.itemsize == 8 else "float32"
     if options.softcap is not None or options.slopes is not None:
         numbers_[..., layout.SOFTCAP] = (options.softcap or 0.0) * base_two
@@ -187,6 +202,20 @@ def head_table(options: Options, inputs: Inputs, backward: bool = False) -> Ints
         table[..., layout.SEED] = head_seeds(options.seed, *q.shape[:2]).view(np.int64)
         table[..., layout.DROP_BELOW] = threshold(options.dropout)
         numbers_[..., layout.KEEP_SCALE] = 1 / (1 - options.dropout)
+    return table
+
+
+@functools.lru_cache(maxsize=32)
+def _plain_table(n_batches: int, n_heads: int, n_q: int, n_k: int) -> Ints:
+    """The table of a call without options; not to be written to."""
+    from subquad.kernels import layout
+
+    table = np.zeros((n_batches, n_heads, layout.HEAD_COLUMNS), np.int64)
+    table[..., layout.BATCH] = np.arange(n_batches)[:, None]
+    table[..., layout.HEAD] = np.arange(n_heads)
+    table[..., layout.KEY_END], table[..., layout.POSITION] = n_k, n_k - n_q
+    table.view(np.float64)[..., layout.SINK] = -math.inf
+    table.flags.writeable = False
     return table
 
 

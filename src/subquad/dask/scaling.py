@@ -1,4 +1,4 @@
-"""What a sequence takes on so many workers: pairs and FLOPs from the cost model, bytes from chunks that need them."""
+"""What a sequence takes on so many workers: FLOPs from the cost model, bytes from the chunks that need them."""
 
 from __future__ import annotations
 

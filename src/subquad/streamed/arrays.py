@@ -19,6 +19,7 @@ import numpy as np
 from subquad.inputs import Array
 
 PIECE_BYTES = 4 << 20  # read or written at a time
+_AHEAD_BYTES = 1 << 20  # from such a piece on, the one after it is asked for ahead
 _SAMPLES, _SAMPLE_ROWS = 16, 8  # of an array's fingerprint
 
 Rows = tuple[int, int]  # first and one past the last
@@ -168,6 +169,8 @@ class _File:
         place = self.place(batch, head, rows[0])
         if into.dtype == of.dtype and into.flags.c_contiguous:
             self._fill(bytes_of(into), place, of.name)
+            if into.nbytes >= _AHEAD_BYTES:  # the disk goes on with what comes next
+                os.posix_fadvise(self.fd, place + into.nbytes, into.nbytes, os.POSIX_FADV_WILLNEED)
             return
         step = max(1, PIECE_BYTES // 2 // max(1, self.row))
         for at in range(0, rows[1] - rows[0], step):

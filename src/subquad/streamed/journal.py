@@ -69,15 +69,19 @@ class Journal:
         self._fd = fd
 
     def add(self, unit: Unit, checksum: int) -> None:
-        """A range that has been written; it counts from the next `commit` on."""
+        """A range that has been written."""
         self.done[unit] = checksum
         self._lines.append(_line([*unit, checksum]))
 
-    def commit(self) -> None:
-        """Make what was added last; the output must have been synced before."""
-        if self._fd >= 0 and self._lines:
-            _write(self._fd, "".join(self._lines))
-        self._lines.clear()
+    def take(self) -> list[str]:
+        """The lines of what was added since the last time, for `commit` when the output has been synced."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def commit(self, lines: list[str]) -> None:
+        """Make them last."""
+        if self._fd >= 0 and lines:
+            _write(self._fd, "".join(lines))
 
     def complete(self) -> None:
         """Everything is written and synced."""

@@ -133,10 +133,11 @@ class Pipeline:
         self.outs = [empty((sizes.query_heads, rows, sizes.d_v), dtype, "buffer of output") for _ in range(2)]
         self.sums = [empty((sizes.query_heads, rows), dtype, "buffer of lse") for _ in range(2)]
         self._unsynced, self._synced_at = 0, time.monotonic()
+        self._syncing: Future[None] | None = None
         self._latest: tuple[Part, Surroundings | None] | None = None
 
     def run(self, units: Iterable[Unit]) -> None:
-        reader, writer = ThreadPoolExecutor(1, "subquad-read"), ThreadPoolExecutor(1, "subquad-write")
+        reader, writer, syncer = (ThreadPoolExecutor(1, f"subquad-{hand}") for hand in ("read", "write", "sync"))
         steps = self._steps(units)
         written: dict[int, Future[None]] = {}
         try:
@@ -147,18 +148,18 @@ class Pipeline:
                     written.pop(step.number - 2).result()
                 self._attend(step)
                 if step.last:
-                    written[step.number] = writer.submit(self._write, step.unit, step.number)
+                    written[step.number] = writer.submit(self._write, step.unit, step.number, syncer)
             for future in written.values():
                 future.result()
-            self._sync()
+            self._sync(self.journal.take(), self._syncing)
         except BaseException:
             writer.shutdown(wait=True, cancel_futures=True)
             with contextlib.suppress(OSError):  # the first error is the one to tell
-                self._sync()
+                self._sync(self.journal.take(), self._syncing)
             raise
         finally:
-            reader.shutdown(wait=True, cancel_futures=True)
-            writer.shutdown(wait=True, cancel_futures=True)
+            for hand in (reader, writer, syncer):
+                hand.shutdown(wait=True, cancel_futures=True)
 
     # --- the reader's hand --------------------------------------------------------------------------------------
 
@@ -275,7 +276,7 @@ class Pipeline:
 
     # --- the writer's hand --------------------------------------------------------------------------------------
 
-    def _write(self, unit: Unit, number: int) -> None:
+    def _write(self, unit: Unit, number: int, syncer: ThreadPoolExecutor) -> None:
         checksum = 0
         stored = [(self.arrays.out, self.outs[number % 2]), (self.arrays.lse, self.sums[number % 2])]
         for rows, slots, heads, places in self.work.pieces(unit):
@@ -294,14 +295,19 @@ class Pipeline:
                     raise OSError(error.errno, f"{what}; {way_out}") from error
                 self._unsynced += values.nbytes
         self.journal.add(unit, checksum)
-        if self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS:
-            self._sync()
+        due = self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS
+        if due and (self._syncing is None or self._syncing.done()):
+            self._unsynced, self._synced_at = 0, time.monotonic()
+            # The disk works on while the next ranges are written: waiting for it here took as long as the kernels.
+            self._syncing = syncer.submit(self._sync, self.journal.take(), self._syncing)
         self.done(unit)
 
-    def _sync(self) -> None:
+    def _sync(self, lines: list[str], before: Future[None] | None) -> None:
+        """Note ranges as done, once what was written is on the disk."""
+        if before is not None:
+            before.result()
         sync(self.arrays)
-        self.journal.commit()
-        self._unsynced, self._synced_at = 0, time.monotonic()
+        self.journal.commit(lines)
 
 
 def sync(arrays: Arrays) -> None:
