@@ -6,6 +6,8 @@ import doctest
 import importlib
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -241,6 +243,16 @@ X, HEADS = torch.zeros(1, 8, 8, 2, 4), torch.zeros(1, 2, 8, 8, 4)
 def test_what_does_not_fit_is_refused_by_name(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_without_torch_the_extra_is_told():
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try: import subquad.natten\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == 'subquad.natten needs PyTorch: pip install "subquad[torch]"\n'
 
 
 @pytest.mark.parametrize("name", ["natten", "natten.fused", "natten.gathers", "natten.split", "natten.windows"])

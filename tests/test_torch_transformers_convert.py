@@ -6,6 +6,8 @@ import copy
 import doctest
 import importlib
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +72,7 @@ BATCHES = {
     "nothing": ((), ()),
     "one global token": ((), ([0], [0], [0], [0])),
     "global tokens of each element": ((), ([0], [3, 4, 69], [], [0, 35])),
+    "many global tokens": ((), (range(12), range(0, 70, 7), [], range(60, 70))),  # their keys are projected
     "padded to the right": (([S(50, None)], [], [S(1, None)], [S(33, None)]), ([0], [0], [0], [0])),
     "padded to the left": (([S(0, 20)], [], [S(0, 69)], [S(0, 33)]), ([20], [5], [69], [33, 40])),
     "holes": (([S(10, 14), S(60, None)], [S(30, 31)], [S(0, 4), S(40, 44)], []), ([0, 20], [], [5], [1])),
@@ -83,7 +86,7 @@ def test_longformer_computes_the_same(name):
     model, n = longformer(), 70
     mask, of_all = masked(4, n, *places), torch.zeros(4, n, dtype=torch.long)
     for element, chosen in enumerate(tokens):
-        of_all[element, chosen] = 1
+        of_all[element, list(chosen)] = 1
     given = {"attention_mask": mask, "global_attention_mask": of_all}
 
     def run():
@@ -129,6 +132,25 @@ def test_a_layer_alone():
     nowhere = torch.zeros(2, 24, dtype=torch.bool)
     expected = restore(layer)(x, torch.zeros(2, 24), nowhere, nowhere, False)[0]
     same(convert(layer)(x)[0], expected)
+
+
+@pytest.mark.parametrize("n_global", [1, 6])  # rows in the width of the model; keys projected first
+def test_longformer_drops_weights_by_the_generator(n_global):
+    layer = convert(
+        longformer(attention_probs_dropout_prob=0.4, attention_window=[8, 8]).encoder.layer[0].attention.self
+    )
+    x, mask = torch.randn(1, 16, 32), torch.zeros(1, 16)
+    mask[0, :n_global] = 1e4
+    with torch.no_grad():
+        plain = layer(x, mask)[0]
+        layer.train()
+        torch.manual_seed(1)
+        draws = torch.cat([layer(x, mask)[0] for _ in range(600)])
+        torch.manual_seed(1)
+        assert torch.equal(layer(x, mask)[0], draws[:1])
+    assert not torch.equal(draws[0], draws[1])
+    spread = draws.std(dim=0) / 600**0.5
+    assert ((draws.mean(dim=0) - plain[0]).abs() < 6 * spread + 1e-6).all()  # kept weights are scaled up
 
 
 def test_the_mask_of_the_model_is_a_row(monkeypatch):
@@ -293,6 +315,22 @@ def test_models_without_such_layers_are_refused():
         convert("longformer")
     with pytest.raises(TypeError, match=r"model must be a torch\.nn.Module; got NoneType"):
         restore(None)
+
+
+def test_what_is_missing_is_told_by_the_extra():
+    program = (
+        "import sys; sys.modules[{name!r}] = None\n"
+        "import subquad.transformers as ours\n"
+        "ours.from_config\n"
+        "try: ours.{call}\n"
+        "except ImportError as error: print(error)\n"
+    )
+    for name in ("torch", "transformers"):
+        for call in ("register", "convert"):
+            done = subprocess.run(
+                [sys.executable, "-c", program.format(name=name, call=call)], capture_output=True, text=True, check=True
+            )
+            assert done.stdout == f'subquad.transformers needs {name}: pip install "subquad[transformers]"\n'
 
 
 def test_a_length_that_is_no_multiple_of_the_block_is_refused():
