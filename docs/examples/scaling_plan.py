@@ -65,16 +65,15 @@ def on_workers(client: distributed.Client, tokens: int, chunk: int, d: int, seed
     """Random rows in chunks that lie in order on the workers, as `scaling_plan` takes them to."""
     workers = addresses(client)
     sizes = [min(chunk, tokens - at) for at in range(0, tokens, chunk)]
-    parts = [
-        client.persist(
-            da.from_delayed(dask.delayed(random_rows)(seed * 10_000 + number, size, d), (size, d), np.float32),
-            workers=[workers[number * len(workers) // len(sizes)]],
+    name = f"rows-{tokens}-{chunk}-{seed}"
+    rows = {
+        (name, number, 0): client.submit(
+            random_rows, seed * 10_000 + number, size, d, workers=[workers[number * len(workers) // len(sizes)]]
         )
         for number, size in enumerate(sizes)
-    ]
-    whole = client.persist(da.concatenate(parts))
-    distributed.wait([parts, whole])
-    return whole
+    }
+    distributed.wait(list(rows.values()))
+    return da.Array(rows, name, (tuple(sizes), (d,)), dtype=np.float32)
 
 
 def addresses(client: distributed.Client) -> list[str]:
