@@ -93,8 +93,8 @@ def test_a_backward_takes_its_options_by_keyword_alone(rng):
     out, lse = attention(query, key, value, return_lse=True)
     with pytest.raises(TypeError, match="positional"):
         attention_backward(out, query, key, value, out, lse, Dense(), 1.0)
-    with pytest.raises(TypeError, match="dropout"):
-        attention_backward(out, query, key, value, out, lse, Dense(), dropout=0.1)
+    with pytest.raises(TypeError, match="drop_out"):
+        attention_backward(out, query, key, value, out, lse, Dense(), drop_out=0.1)
 
 
 def test_a_backward_too_large_to_allocate_is_refused_before_anything_is():
