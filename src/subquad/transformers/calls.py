@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from subquad.patterns import Pattern
 from subquad.transformers.needs import torch
 
-Tensor = torch.Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def attended(heads: Sequence[Tensor], pattern: Pattern, options: dict[str, Any] | None = None) -> Tensor:
@@ -32,7 +33,7 @@ def averaged_where_empty(heads: Sequence[Tensor], pattern: Pattern, options: dic
     out, lse = call(*heads, pattern, return_lse=True, **options)
     empty = lse.detach() == -torch.inf
     if not bool(empty.any()):
-        return cast(Tensor, out)
+        return cast("Tensor", out)
     value = heads[2]
     average = value.mean(dim=2, keepdim=True).repeat_interleave(out.shape[1] // value.shape[1], dim=1)
     return torch.where(empty[..., None], average, out)
