@@ -193,6 +193,8 @@ def head_table(options: Options, inputs: Inputs, backward: bool = False) -> Ints
 
         table[..., layout.MASK_MOD] = mask_address(options.mask_mod)
     table[..., layout.MODIFIES] = (table[..., layout.MODIFY] != 0) | (table[..., layout.SCORE_MOD] != 0)
+    if options.softcap is not None and options.slopes is None and options.score_mod is None:
+        table[..., layout.MODIFIES] = layout.RISING
     limited = (options.key_begin > 0) | (options.key_end < k.shape[2])
     table[..., layout.SELECTS] = limited[:, None] | (options.mask_mod is not None)
     if options.dropout:

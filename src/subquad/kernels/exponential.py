@@ -56,26 +56,30 @@ def exp2(typing_context, x):
     return x(x), codegen
 
 
-# tanh(x) = x P(x²) / Q(x²) on |x| <= 9, where float32 is 1: a minimax fit of degree 9 over 8, relative error 2e-8
-_TANH_BOUND = 9.0
-_TANH_ABOVE = (0.9999999794748893, 0.13381030881457423, 3.4955942213062904e-3, 2.0609176711047923e-5, 1.335477992307e-8)
-_TANH_BELOW = (1.0, 0.4671434648031215, 2.587700573005562e-2, 3.285644538597532e-4, 7.776609458874888e-7)
+# tanh(x) = x P(u) / Q(u), u = (scale x)², on |x| <= 8.15, from where it is 1 up to 2e-7: a minimax fit of degree 7
+# over 8 whose error, 2e-7, is that of exp2. With this scale both begin with 1 u**n, an addition, and processors add
+# beside what they multiply. (9 over 8 with factors there took 1.2 times as long.)
+_TANH_BOUND, _TANH_SCALE = 8.15, 0.14620204529791056
+_TANH_ABOVE = (0.8662339458036011, 5.232825336627157, 5.567934046187974)
+_TANH_BELOW = (0.8662340935491613, 18.741269993434422, 45.042214633693085, 20.99082354766878)
 
 
-def _emit_polynomial(builder, lanes, x, coefficients):
-    power = emit_constant(lanes, coefficients[-1])
+def _emit_monic(builder, lanes, x, coefficients):
+    """x**n + coefficients[n - 1] x**(n - 1) + ... + coefficients[0]."""
+    power = builder.fadd(x, emit_constant(lanes, coefficients[-1]))
     for coefficient in reversed(coefficients[:-1]):
         power = emit_fma(builder, lanes, power, x, emit_constant(lanes, coefficient))
     return power
 
 
-def _emit_tanh_rational(builder, lanes, x):
-    bound, negative = emit_constant(lanes, _TANH_BOUND), emit_constant(lanes, -_TANH_BOUND)
-    x = emit_larger(builder, negative, x)
+def _emit_cap_rational(builder, lanes, x, cap, inverse):
+    bound = builder.fmul(cap, emit_constant(lanes, _TANH_BOUND))
+    x = emit_larger(builder, builder.fsub(emit_constant(lanes, 0.0), bound), x)
     x = builder.select(builder.fcmp_ordered("<", bound, x), bound, x)
-    square = builder.fmul(x, x)
-    above = builder.fmul(_emit_polynomial(builder, lanes, square, _TANH_ABOVE), x)
-    return builder.fdiv(above, _emit_polynomial(builder, lanes, square, _TANH_BELOW))
+    ratio = builder.fmul(x, builder.fmul(inverse, emit_constant(lanes, _TANH_SCALE)))
+    square = builder.fmul(ratio, ratio)
+    above = builder.fmul(_emit_monic(builder, lanes, square, _TANH_ABOVE), x)
+    return builder.fdiv(above, _emit_monic(builder, lanes, square, _TANH_BELOW))
 
 
 def _emit_tanh_exponential(builder, lanes, x):
@@ -93,14 +97,15 @@ def _emit_tanh_exponential(builder, lanes, x):
 
 
 @intrinsic
-def tanh(typing_context, x):
-    """tanh: a rational function for float32, exponentials for float64."""
+def capped(typing_context, x, cap, inverse):
+    """cap tanh(x inverse), inverse = 1 / cap: a rational function for float32, exponentials for float64."""
 
     def codegen(context, builder, sig, args):
-        emit = _emit_tanh_rational if x.bits == 32 else _emit_tanh_exponential
-        return emit(builder, x, args[0])
+        if x.bits == 32:
+            return _emit_cap_rational(builder, x, *args)
+        return builder.fmul(args[1], _emit_tanh_exponential(builder, x, builder.fmul(args[0], args[2])))
 
-    return x(x), codegen
+    return x(x, cap, inverse), codegen
 
 
 def _emit_rolled(builder, n, start, round_of):

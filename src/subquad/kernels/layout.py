@@ -63,9 +63,10 @@ GEOMETRY_COLUMNS = 19
     KEEP_SCALE,  # f: what the weights that are kept are multiplied by
     POSITION,  # position of query row 0
     SELECTS,  # 1: lists must be gone through for the keys that are there
-    MODIFIES,  # 1: MODIFY or SCORE_MOD is given
+    MODIFIES,  # 1: MODIFY or SCORE_MOD is given; RISING: and the larger of two scores stays so
 ) = range(17)
 HEAD_COLUMNS = 17
+RISING = 2
 
 # how the pairs that a modifier is given lie: (keys, lanes) with a row a lane; the keys of one row; the rows of one key
 BY_TILE, BY_ROW, BY_COLUMN = range(3)

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from subquad.kernels import layout
-from subquad.kernels.exponential import tanh
+from subquad.kernels.exponential import capped
 from subquad.kernels.jit import device
 from subquad.kernels.memory import load, load_part, store, store_part
 from subquad.kernels.simd import LANES, emit_constant, fma, larger, splat, width_of
@@ -101,18 +101,20 @@ def cap_scores(x, y, size, derive, cap):
     whole = size // lanes * lanes
     if derive == 0:
         for e in range(0, whole, lanes):
-            store(x, e, caps * tanh(load(x, e) * inverse))
+            store(x, e, capped(load(x, e), caps, inverse))
     else:
         for e in range(0, whole, lanes):
-            bent = tanh(load(x, e) * inverse)
-            store(x, e, caps * bent)
-            store(y, e, load(y, e) * fma(zero - bent, bent, one))
+            bent = capped(load(x, e), caps, inverse)
+            store(x, e, bent)
+            ratio = bent * inverse
+            store(y, e, load(y, e) * fma(zero - ratio, ratio, one))
     left = size - whole
     if left > 0:
-        bent = tanh(load_part(x, whole, left) * inverse)
-        store_part(x, whole, left, caps * bent)
+        bent = capped(load_part(x, whole, left), caps, inverse)
+        store_part(x, whole, left, bent)
         if derive != 0:
-            store_part(y, whole, left, load_part(y, whole, left) * fma(zero - bent, bent, one))
+            ratio = bent * inverse
+            store_part(y, whole, left, load_part(y, whole, left) * fma(zero - ratio, ratio, one))
 
 
 def modify(x, y, rows, keys, n, way, derive, head):

@@ -29,17 +29,21 @@ def attend_step(work, k, v, n_keys, masked, careful, geometry, head):
     # S^T = K Q^T, six keys at a time; the last keys are filled up with copies of the last one
     for extra in range(n_keys, n_keys + 5):
         k_off[extra] = k_off[n_keys - 1]
-    top = before
+    top = never
     for j in range(0, n_keys, 6):
         top = scores_6(at(s_t, j * lanes), work.q_t, d, k, at(k_off, j), top)
     if head[layout.MASK_MOD] != 0:
         call_modifier(head[layout.MASK_MOD], mask, mask, work.row, work.key, n_keys, layout.BY_TILE, lanes, head)
         masked = np.int64(1)
     if head[layout.MODIFIES] != 0:
-        modify_scores(s_t, s_t, work.row, work.key, n_keys, np.int64(layout.BY_TILE), np.int64(0), head)
-        top = before
-        for j in range(n_keys if not masked else 0):
+        # what keeps the order of scores is done to their maximum too, as to one key more
+        rising = np.int64(head[layout.MODIFIES] == layout.RISING)
+        store(s_t, n_keys * lanes, top)
+        modify_scores(s_t, s_t, work.row, work.key, n_keys + rising, np.int64(layout.BY_TILE), np.int64(0), head)
+        top = select(-rising, load(s_t, n_keys * lanes), never)
+        for j in range(0 if rising or masked else n_keys):
             top = larger(load(s_t, j * lanes), top)
+    top = larger(top, before)
     if masked:
         top = before
         for j in range(n_keys):
