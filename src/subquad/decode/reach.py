@@ -208,7 +208,8 @@ def fixed_size(pattern: Pattern, capacity: int | None = None) -> Shape | None:
     if not leaves:
         return None
     exact = [leaf for leaf in leaves if getattr(leaf, "block", 1) == 1]
-    size = _own_size((exact or leaves)[0])
+    sizes = [_own_size(leaf) for leaf in exact or leaves]
+    size = min(sizes)  # blocks of several sizes: what all of them have room for
     if capacity is not None and not exact and size.n_q == size.n_k:
         size = Shape.aligned(capacity, capacity)
     pattern._validate(size)
