@@ -84,7 +84,7 @@ def test_beyond_the_pixels_no_pixel_is_dark_without_a_pair(name):
         (Strided(128), MILLION, lambda picture: picture),
         (Dense() - Banded(10), MILLION, lambda picture: picture),
     ],
-    ids=repr,
+    ids=["band", "far-band", "column", "row", "longformer", "strided", "hole"],
 )
 def test_what_is_one_key_wide_in_a_million_is_seen(pattern, n, seen):
     picture = raster(pattern, n, n, 256, 256)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from subquad import checks
 from subquad.inputs import checked_pattern
 from subquad.patterns.base import Pattern, Shape, checked_shape
-from subquad.patterns.global_tokens import Global
 from subquad.patterns.spans import Bools, Ints
+from subquad.patterns.stretched import counts_between, most_stretches, stretches_of
+from subquad.patterns.whole import RowSet
 
 Picture = npt.NDArray[np.float32]
 
@@ -21,6 +22,8 @@ ROWS = 4
 KEYS = 4
 #: Rows are listed key by key where all together seem to have at most so many keys, and sampled otherwise.
 LISTED = 40_000_000
+#: Rows are known by their stretches of keys where all together have at most so many.
+STRETCHES = 4_000_000
 #: Token rows that are looked at beyond the sample.
 MOST_TOKENS = 4096
 #: Keys tested to guess the length of a row.
@@ -34,8 +37,9 @@ def raster(pattern: Pattern, n_q: int, n_k: int, height: int, width: int) -> Pic
 
     Up to height x width pairs there is a pixel for each pair, and the picture is exact. Beyond, a pixel stands for a
     rectangle of pairs, and four query rows stand for all of its rows, the first and the last among them, and rows of
-    global tokens besides. Such a row is listed key by key where that is cheap, so a band or a column one key wide is
-    never missed; of a row with many keys four in each pixel are tested.
+    global tokens besides. Such a row is counted exactly where it is a few stretches of keys (windows, segments, tokens,
+    columns), or listed key by key where it has few, so a band or a column one key wide is never missed; of any other
+    row four keys in each pixel are tested.
 
     Time O(pixels), some 0.3 s for a megapixel of a million tokens; memory O(pixels).
     """
@@ -51,17 +55,21 @@ def raster(pattern: Pattern, n_q: int, n_k: int, height: int, width: int) -> Pic
             i, j = np.broadcast_arrays(rows[:, None], np.arange(shape.n_k))
             picture[rows] = pattern._contains(i, j, shape)
         return picture
-    edges, sampled = edges_of(shape.n_k, width), _sampled_rows(pattern, shape, height)
+    edges, pattern = edges_of(shape.n_k, width), pattern._resolved(shape)
+    stretches = most_stretches(pattern, shape)
+    stretched = stretches is not None and stretches * ROWS * height <= STRETCHES
     tests = min(MOST_TESTS, max(64, 2 * ROWS * height * shape.n_k // LISTED), shape.n_k)
-    while batch := list(itertools.islice(sampled, max(1, BATCH // (ROWS * max(tests, KEYS * width))))):
-        rows = np.concatenate([rows for _, rows in batch])
-        begins = np.cumsum([0, *(len(rows) for _, rows in batch[:-1])])
-        most = np.full(len(rows), LISTED // (ROWS * height))
-        most[begins] *= ROWS  # of denser rows one for each row of pixels: every second key would else be seen as specks
-        few = _lengths(pattern, rows, tests, shape) <= most
-        shares = _shares(pattern, rows, few, shape, edges)
-        counts = np.diff([*begins, len(rows)])
-        picture[[u for u, _ in batch]] = np.add.reduceat(shares, begins, axis=0) / counts[:, None]
+    sampled, together = _sampled_rows(pattern, shape, height), max(1, BATCH // (ROWS * max(tests, KEYS * width)))
+    while batch := list(itertools.islice(sampled, together)):
+        rows, counts = np.concatenate([rows for _, rows in batch]), [len(rows) for _, rows in batch]
+        begins = np.cumsum([0, *counts[:-1]])
+        if stretched:
+            found = counts_between(stretches_of(pattern, rows, shape), len(rows), edges) / np.diff(edges)
+        else:
+            most = np.full(len(rows), LISTED // (ROWS * height))
+            most[begins] *= ROWS  # of denser rows one for each row of pixels: every second key would else be specks
+            found = _shares(pattern, rows, _lengths(pattern, rows, tests, shape) <= most, shape, edges)
+        picture[[u for u, _ in batch]] = np.add.reduceat(found, begins, axis=0) / np.array(counts)[:, None]
     return picture
 
 
@@ -87,7 +95,7 @@ def _token_rows(pattern: Pattern, shape: Shape) -> set[int]:
     """Query rows of global tokens, at most `MOST_TOKENS` of each leaf."""
     rows: set[int] = set()
     for leaf in pattern._leaves():
-        if isinstance(leaf, Global) and leaf.rows:
+        if isinstance(leaf, RowSet):
             positions = (token - shape.shift for token in leaf.tokens[:MOST_TOKENS])
             rows.update(row for row in positions if 0 <= row < shape.n_q)
     return rows
