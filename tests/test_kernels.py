@@ -72,46 +72,6 @@ def test_the_cache_is_private(warm_cache):
     assert warm_cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_damaged_cache_file_is_not_read(warm_cache, tmp_path):
-    (file,) = warm_cache.glob("subquad_tiled_float32-*.o")
-    content = file.read_bytes()
-    copy = tmp_path / "copy.o"
-    copy.write_bytes(content)
-    assert build._read(str(copy)) == content[build._DIGEST_BYTES :]
-    for damaged in (content[:-1], content[:-100] + bytes([content[-100] ^ 1]) + content[-99:], b"", content[:7]):
-        copy.write_bytes(damaged)
-        assert build._read(str(copy)) is None
-    assert build._read(str(tmp_path / "missing.o")) is None
-
-
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-    build._write(str(tmp_path / "kernel.o"), b"code")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_cache_can_be_switched_off(monkeypatch, tmp_path):
-    monkeypatch.setenv("SUBQUAD_CACHE_DIR", str(tmp_path / "kernels"))
-    assert build._cache_path("symbol").startswith(str(tmp_path / "kernels"))
-    monkeypatch.setenv("SUBQUAD_CACHE", "0")
-    assert build._cache_path("symbol") is None
-
-
-@pytest.mark.parametrize("kind", ["writable by others", "link", "file"])
-def test_a_directory_that_is_not_ones_own_is_not_used(monkeypatch, tmp_path, kind):
-    place = tmp_path / "place"
-    if kind == "writable by others":
-        place.mkdir()
-        place.chmod(0o777)
-    elif kind == "link":
-        (tmp_path / "elsewhere").mkdir(mode=0o700)
-        place.symlink_to(tmp_path / "elsewhere")
-    else:
-        place.touch()
-    monkeypatch.setenv("SUBQUAD_CACHE_DIR", str(place))
-    assert build._cache_path("symbol") is None
-
-
 def test_an_edited_kernel_never_meets_old_code(warm_cache, tmp_path):
     """The edit is in a function that the entry only reaches through others: what Numba's own cache would miss."""
     shutil.copytree(PACKAGE, tmp_path / "subquad", ignore=shutil.ignore_patterns("__pycache__"))

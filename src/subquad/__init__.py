@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from subquad import reference, streamed
     from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
+    from subquad.pattern_files import load, save
     from subquad.patterns import (
         BlockSparse,
         Columns,
@@ -61,9 +62,11 @@ __all__ = [
     "attention_weights",
     "bigbird",
     "dilated",
+    "load",
     "longformer",
     "merge",
     "reference",
+    "save",
     "sparse_transformer_fixed",
     "sparse_transformer_strided",
     "streamed",
@@ -76,6 +79,8 @@ _WHERE = {
     "SparseScores": "scores",
     "attention_scores": "scores",
     "attention_weights": "scores",
+    "load": "pattern_files",
+    "save": "pattern_files",
     "reference": "",
     "streamed": "",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
+from subquad import checks, limits
 from subquad.inputs import (
     Array,
     Inputs,
@@ -40,6 +41,7 @@ def attention(
     return_lse: Literal[False] = ...,
     out: Array | None = ...,
     num_threads: int | None = ...,
+    max_bytes: int | None = ...,
     **options: Unpack[AttentionOptions],
 ) -> Array: ...
 
@@ -55,6 +57,7 @@ def attention(
     return_lse: Literal[True],
     out: Array | None = ...,
     num_threads: int | None = ...,
+    max_bytes: int | None = ...,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array]: ...
 
@@ -69,6 +72,7 @@ def attention(
     return_lse: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    max_bytes: int | None = None,
     **options: Unpack[AttentionOptions],
 ) -> Array | tuple[Array, Array]:
     """Softmax attention over the query-key pairs that a pattern allows, and no others.
@@ -91,6 +95,9 @@ def attention(
         Where to write the output: its shape and dtype, writeable, apart from the inputs.
     num_threads : int, optional
         Threads to use; by default ``SUBQUAD_NUM_THREADS`` or all processors. The result does not depend on it.
+    max_bytes : int, optional
+        Bytes that the call may take beside its inputs: output, lse, plan, scratch of its threads, converted inputs. More
+        is refused by a MemoryError that lists them.
     softcap : float, optional
         Bends every score s to ``softcap * tanh(s / softcap)``, before anything else is done to it (Gemma 2).
     alibi_slopes : array, shape (heads,), optional
@@ -124,6 +131,9 @@ def attention(
     ------
     TypeError, ValueError, MemoryError
         For what does not fit, before anything is written.
+    KeyboardInterrupt
+        Ctrl-C is seen within milliseconds. Only then, and where a `score_mod` cannot go on, is `out` partly written: a
+        note of the exception says so.
 
     Notes
     -----
@@ -152,17 +162,34 @@ def attention(
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
     else:
         check_size(shape, q.dtype, "output")
-    parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs)
+    most = limits.checked(max_bytes)
+    made = {} if out is not None else {"the output": (shape, inputs.dtype)}
+    made |= {"lse": (shape[:-1], inputs.compute_dtype)} if return_lse else {}
+    taken = {} if most is None else limits.results(inputs, (query, key, value), made)
+    limits.check(taken, most)
+    with checks.at_most(None if most is None else most - sum(taken.values())):
+        parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs)
 
     several = any(len(part.plan.phases) > 1 for part in parts)
+    if most is not None:
+        between = {} if return_lse or not several else {"lse between phases": (shape[:-1], inputs.compute_dtype)}
+        if inputs.narrow and several:
+            between["the output in float32"] = shape, inputs.compute_dtype
+        taken |= limits.results(inputs, (), between) | {"inputs, converted": taken["inputs, converted"]}
+        limits.check(taken | limits.planned(parts, inputs, head, threads), most)
     kept = inputs.compute_dtype if several else q.dtype  # what one phase leaves to the next is not rounded to halves
     direct = out is not None and out.dtype == kept and _whole_strides(out)
     result = out if direct and out is not None else empty(shape, kept, "output")
     lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or several else None
     lead = q.shape[:2]
     rows = None if lse is None else lse.reshape(*lead, q.shape[2])
-    for part in parts:
-        forward.run(part, inputs, head, result[(None,) * (4 - result.ndim)], rows, factor, threads)
+    try:
+        for part in parts:
+            forward.run(part, inputs, head, result[(None,) * (4 - result.ndim)], rows, factor, threads)
+    except BaseException as error:  # Ctrl-C, for all that is known: what is wrong with a call is told before
+        if result is out:
+            error.add_note("`out` was being written: what it holds is part new, part old, and of no use")
+        raise
     if out is None:
         out = forward.converted(result, inputs.dtype)
     elif result is not out:
@@ -182,6 +209,7 @@ def attention_backward(
     scale: float | None = None,
     grad_lse: npt.ArrayLike | None = None,
     num_threads: int | None = None,
+    max_bytes: int | None = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, ...]:
     """Gradients of `attention` with respect to query, key and value.
@@ -204,6 +232,8 @@ def attention_backward(
         Gradient with respect to `lse`; 0 by default.
     num_threads : int, optional
         Threads to use, as in `attention`. The result does not depend on it.
+    max_bytes : int, optional
+        Bytes that the call may take beside its inputs, as in `attention`: gradients, plan, scratch, a number a row.
     **options
         Those of that call: softcap, sinks, dropout and so on.
 
@@ -246,9 +276,21 @@ def attention_backward(
     factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     given = {"grad_out": grad_out, "out": out, "lse": lse} | ({} if grad_lse is None else {"grad_lse": grad_lse})
     of_out, result, sums, *of_lse = checked_gradients(given, inputs, q.shape[2], v.shape[3])
-    parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs, backward=True)
+    names, most = ("query", "key", "value"), limits.checked(max_bytes)
+    kinds = {inputs.dtype, inputs.compute_dtype}  # gradients of halves are summed in float32
+    made = {
+        f"the gradient of {name} in {dtype}": (x.shape, dtype)
+        for name, x in zip(names, inputs.arrays, strict=True)
+        for dtype in kinds
+    } | {"a number for each row": (q.shape[:3], inputs.compute_dtype)}
+    taken = {} if most is None else limits.results(inputs, (query, key, value), made)
+    limits.check(taken, most)
+    with checks.at_most(None if most is None else most - sum(taken.values())):
+        parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs, backward=True)
+    if most is not None:
+        left = most - sum(taken.values())
+        limits.check(taken | limits.planned_backward(parts, inputs, head, threads, left), most)
 
-    names = ("query", "key", "value")
     named = zip(inputs.arrays, names, strict=True)
     grads = [empty(x.shape, inputs.compute_dtype, f"gradient of {name}", zero=True) for x, name in named]
     with np.errstate(all="ignore"):  # what is not finite stays so, in its own rows

@@ -98,8 +98,8 @@ def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
             own = scratch(sizes, dtype)
             before, after = (call.scale, address(table)), (*tables, *map(address, own))
 
-            # `_kept`: the scratch must live as long as the addresses in `after`
-            def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+            # `_kept`: what the addresses point to must live as long as they do, whatever becomes of the caller
+            def do(task: int, _kept: Any = (own, call)) -> None:
                 group, block = divmod(task, len(wave))
                 batch, heads = groups[group]
                 for member in heads:

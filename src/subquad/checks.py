@@ -5,9 +5,12 @@ A message names the argument, the rule and the value received. Sizes are Python 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -50,12 +53,28 @@ def memory_limit() -> int:
         return 1 << 48
 
 
+_allowed: ContextVar[int | None] = ContextVar("_allowed", default=None)
+
+
+@contextlib.contextmanager
+def at_most(n_bytes: int | None) -> Iterator[None]:
+    """Within it, `allocatable` refuses what takes more than this: the rest of a caller's `max_bytes`."""
+    token = _allowed.set(n_bytes)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
 def allocatable(n_bytes: int, what: str, way_out: str) -> None:
-    """Refuse a size that this machine cannot hold, before anything of it is allocated."""
-    limit = memory_limit()
-    if n_bytes > limit:
+    """Refuse a size that this machine cannot hold, or the caller does not allow, before anything is allocated."""
+    limit, allowed = memory_limit(), _allowed.get()
+    if n_bytes > limit or (allowed is not None and n_bytes > allowed):
         needed = f"{n_bytes:,} bytes ({size_text(n_bytes)})"
-        raise MemoryError(f"{what} takes {needed}; this machine has {size_text(limit)}. {way_out}")
+        rule = f"this machine has {size_text(limit)}"
+        if allowed is not None and allowed < limit:
+            rule = f"max_bytes leaves {size_text(max(0, allowed))}"
+        raise MemoryError(f"{what} takes {needed}; {rule}. {way_out}")
 
 
 def key_range(start: int, stop: int, step: int = 1) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ from subquad.plan.tables import address
 from subquad.threads import share_out
 
 Table = npt.NDArray[np.int64]
+_CONVERTED = 1 << 24  # elements at a time, some milliseconds: an interrupt is seen between them
 
 
 class Part(NamedTuple):
@@ -49,8 +50,11 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
         return x.astype(dtype)
     given, made = np.ascontiguousarray(x), np.empty(x.shape, dtype)
     narrow = dtype == half
-    pair = (made, given) if narrow else (given, made)
-    load("convert", half.name)(*map(address, pair), x.size, int(narrow))
+    halves, wholes = (made, given) if narrow else (given, made)
+    kernel, starts = load("convert", half.name), (address(halves), address(wholes))
+    for begin in range(0, x.size, _CONVERTED):
+        at = (start + begin * array.itemsize for start, array in zip(starts, (halves, wholes), strict=True))
+        kernel(*at, min(_CONVERTED, x.size - begin), int(narrow))
     return made
 
 
@@ -140,8 +144,8 @@ def _run_phase(
         own = scratch(sizes, dtype)
         before, after = (scale, address(table)), (*tables, *map(address, own))
 
-        # `_kept`: the scratch must live as long as the addresses in `after`
-        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+        # `_kept`: what the addresses point to must live as long as they do, whatever becomes of the caller
+        def do(task: int, _kept: Any = (own, inputs, out, lse, plan, head)) -> None:
             batch_head, of_phase = divmod(task, len(ranges))
             batch, one = divmod(batch_head, len(heads))
             member = batches[batch], heads[one]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
+from subquad import limits
 from subquad.draws import kept
 from subquad.inputs import Array, checked_inputs, checked_patterns, checked_scale
 from subquad.options import AttentionOptions, Options, checked_options
@@ -16,6 +17,7 @@ from subquad.patterns.bands import Dense
 from subquad.patterns.base import Pattern, Shape
 
 _CHUNK = 1 << 22  # scores held at a time
+_HELD = 6  # arrays of them
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +31,7 @@ def attention(
     *,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
+    max_bytes: int | None = ...,
     **options: Unpack[AttentionOptions],
 ) -> Floats: ...
 
@@ -42,6 +45,7 @@ def attention(
     *,
     scale: float | None = ...,
     return_lse: Literal[True],
+    max_bytes: int | None = ...,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Floats, Floats]: ...
 
@@ -54,6 +58,7 @@ def attention(
     *,
     scale: float | None = None,
     return_lse: bool = False,
+    max_bytes: int | None = None,
     **options: Unpack[AttentionOptions],
 ) -> Floats | tuple[Floats, Floats]:
     """`subquad.attention` in float64, every score computed and masked by ``pattern.contains``.
@@ -71,6 +76,16 @@ def attention(
     inputs = checked_inputs(query, key, value)
     patterns = checked_patterns(pattern, inputs.arrays[0].shape[1])
     asked = checked_options(options, inputs)
+    most = limits.checked(max_bytes)
+    if most is not None:
+        (*of_rows, _), d_v, n_keys = inputs.arrays[0].shape, inputs.arrays[2].shape[3], inputs.arrays[1].shape[2]
+        pairs = min(of_rows[2], max(1, _CHUNK // max(1, n_keys))) * n_keys
+        made = {
+            "the output": ((*of_rows, d_v + 1), np.float64),
+            "scores of a block of rows": ((_HELD, pairs), np.float64),
+        }
+        copies = sum(8 * x.size for x in inputs.arrays)
+        limits.check(limits.results(inputs, inputs.arrays, made) | {"inputs in float64": copies}, most)
     q, k, v = (x.astype(np.float64) for x in inputs.arrays)
     factor, n_q, n_k = checked_scale(scale, q.shape[-1], q.dtype), q.shape[2], k.shape[2]
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)

@@ -63,10 +63,11 @@ def attention_scores(
     *,
     scale: float | None = None,
     num_threads: int | None = None,
+    max_bytes: int | None = None,
 ) -> SparseScores:
     """Scaled scores ``scale * dot(query[i], key[j])`` of the allowed pairs: time O(pairs x d), memory O(pairs).
 
-    Parameters are those of `attention`.
+    Parameters are those of `attention`. `max_bytes` bounds keys, numbers, and the memory that listing the pairs takes.
 
     Examples
     --------
@@ -76,16 +77,21 @@ def attention_scores(
     >>> attention_scores(x, x, Banded(1), scale=1.0).row(0)
     (array([0, 1]), array([1., 0.]))
     """
-    return _rounded(*_scores(query, key, pattern, scale, num_threads))
+    return _rounded(*_scores(query, key, pattern, scale, num_threads, max_bytes))
 
 
 def _scores(
-    query: npt.ArrayLike, key: npt.ArrayLike, pattern: Pattern, scale: float | None, num_threads: int | None
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    pattern: Pattern,
+    scale: float | None,
+    num_threads: int | None,
+    max_bytes: int | None,
 ) -> tuple[SparseScores, np.dtype[Any]]:
     """Scores in the dtype that they are computed in, and the one that they are returned in."""
-    from subquad import forward
+    from subquad import forward, limits
     from subquad.kernels import layout
-    from subquad.plan import csr_arrays
+    from subquad.plan import LISTING, csr_arrays
     from subquad.plan.cost import COLD_PAIR
     from subquad.plan.tables import GatheredPhase, address, cut
 
@@ -95,6 +101,14 @@ def _scores(
     factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     shape = Shape.aligned(q.shape[2], k.shape[2])
     checked._validate(shape)
+    most = limits.checked(max_bytes)
+    if most is not None:
+        n_pairs = checked._count(shape)
+        made: dict[str, tuple[tuple[int, ...], Any]] = {
+            "row pointers and keys": ((shape.n_q + 1 + n_pairs,), np.int64),
+            "scores": ((*q.shape[:2], n_pairs), inputs.compute_dtype),
+        }
+        limits.check(limits.results(inputs, (query, key), made) | {"listing the pairs": LISTING * n_pairs}, most)
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
@@ -110,8 +124,8 @@ def _scores(
         own = forward.scratch(layout.list_scratch_sizes(q.shape[-1], 1, data.itemsize, 0), data.dtype)
         places = [*fixed, address(own[0])]
 
-        # `_kept`: the scratch must live as long as the addresses in `places`
-        def do(task: int, _kept: tuple[Array, ...] = own) -> None:
+        # `_kept`: what the addresses point to must live as long as they do, whatever becomes of the caller
+        def do(task: int, _kept: Any = (own, inputs, data, lists, table)) -> None:
             batch_head, part = divmod(task, len(ranges))
             kernel(*heads.begin(*divmod(batch_head, q.shape[1])), factor, *places, *ranges[part])
 
@@ -133,10 +147,11 @@ def attention_weights(
     *,
     scale: float | None = None,
     num_threads: int | None = None,
+    max_bytes: int | None = None,
 ) -> SparseScores:
     """Softmax of each row's scores over its allowed keys: what `attention` weighs the values with.
 
-    Parameters are those of `attention`.
+    Parameters are those of `attention`. `max_bytes` bounds keys, numbers, and the memory that listing the pairs takes.
 
     Examples
     --------
@@ -146,7 +161,7 @@ def attention_weights(
     >>> attention_weights(x, x, Banded(1)).row(0)
     (array([0, 1]), array([0.5, 0.5]))
     """
-    scores, dtype = _scores(query, key, pattern, scale, num_threads)
+    scores, dtype = _scores(query, key, pattern, scale, num_threads, max_bytes)
     counts = np.diff(scores.indptr)
     filled = np.nonzero(counts)[0]
     if len(filled):

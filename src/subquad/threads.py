@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from subquad import checks
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
 _MOST_THREADS = 256
 _pool: ThreadPoolExecutor | None = None
@@ -68,11 +68,15 @@ def share_out(n_tasks: int, worker: Callable[[], Callable[[int], None]], threads
         while (task := next(counter)) < n_tasks and not stopped.is_set():
             do(task)
 
-    helpers: list[Future[None]] = []
+    helpers = min(threads, n_tasks) - 1
+    if helpers < 1:
+        work()
+        return
+    crew = _Crew(work, stopped)
     try:
-        for _ in range(min(threads, n_tasks) - 1):
+        for _ in range(helpers):
             try:
-                helpers.append(_shared_pool().submit(work))
+                _shared_pool().submit(crew.help)
             except RuntimeError:  # no more threads to be had, as while the interpreter shuts down
                 break
         work()
@@ -80,6 +84,46 @@ def share_out(n_tasks: int, worker: Callable[[], Callable[[int], None]], threads
         stopped.set()
         raise
     finally:
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        crew.dismiss()
+    if crew.failure is not None:
+        raise crew.failure
+
+
+class _Crew:
+    """The helpers of one call. They write to its arrays: none may be at work once the call is left, however it is."""
+
+    def __init__(self, work: Callable[[], None], stopped: threading.Event) -> None:
+        self._work, self._stopped = work, stopped
+        self._busy, self._over, self._changed = 0, False, threading.Condition()
+        self.failure: BaseException | None = None
+
+    def help(self) -> None:
+        with self._changed:
+            if self._over:
+                return
+            self._busy += 1
+        try:
+            self._work()
+        except BaseException as error:
+            self._stopped.set()
+            self.failure = error
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def dismiss(self) -> None:
+        """Wait for those at work; the others will find that it is over. A second Ctrl-C waits as well."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._over = True
+                    while self._busy:
+                        self._changed.wait()
+                break
+            except BaseException as error:
+                self._stopped.set()
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt

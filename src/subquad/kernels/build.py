@@ -13,10 +13,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import stat
 import sys
 import threading
 from typing import Any
+
+from subquad.kernels import cache
 
 # one letter an argument: x pointer to elements as they are stored, c as they are computed with, i to int64,
 # u to uint16; n int64, f float64
@@ -38,7 +39,6 @@ SIGNATURES = {
 }
 
 _CTYPES: dict[str, Any] = {**dict.fromkeys("xciu", ctypes.c_void_p), "n": ctypes.c_int64, "f": ctypes.c_double}
-_DIGEST_BYTES = 32
 _lock = threading.RLock()
 if hasattr(
     os, "register_at_fork"
@@ -61,12 +61,11 @@ def load(name: str, dtype: str) -> Any:
 
 def _bring_in(name: str, dtype: str) -> Any:
     symbol = f"subquad_{name}_{dtype}"
-    path = _cache_path(symbol)
-    machine_code = _read(path) if path else None
+    kept = f"{symbol}-{source_digest()}.o"
+    machine_code = cache.read(kept)
     if machine_code is None:
         machine_code = _compile(name, dtype, symbol)
-        if path:
-            _write(path, machine_code)
+        cache.write(kept, machine_code)
     address = _link(machine_code, symbol)
     return ctypes.CFUNCTYPE(None, *(_CTYPES[letter] for letter in SIGNATURES[name]))(address)
 
@@ -122,15 +121,24 @@ def _llvm_text(name: str, dtype: str) -> tuple[str, str]:
     """What Numba makes of a kernel, and its symbol there; from a process of its own, so Numba stays out of this one.
 
     There it optimises nothing (`_module` does, over the whole), which takes a third off; this process's Numba and its
-    settings are neither used nor changed. Where no process can be started, Numba compiles here.
+    settings are neither used nor changed, and no setting of the environment or of a configuration file in the working
+    directory shapes the code. Where no process can be started, Numba compiles here.
     """
     import subprocess
 
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "NUMBA_OPT": "0", "NUMBA_DISABLE_JIT": "0", "PYTHONPATH": paths}
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment = {**kept, "NUMBA_OPT": "0", "PYTHONPATH": paths}
     command = [sys.executable or "python", "-P", "-m", "subquad.kernels.entry", name, dtype]
     try:
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=os.path.dirname(os.path.abspath(__file__)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
         symbol, text = done.stdout.decode().split("\n", 1)
     except (OSError, subprocess.SubprocessError, ValueError):
         from subquad.kernels.entry import compile_to_ir
@@ -148,11 +156,8 @@ def _link(machine_code: bytes, symbol: str) -> int:
     _engines.append(engine)
     address = engine.get_function_address(symbol)
     if not address:
-        raise RuntimeError(f"compiled kernel lacks its symbol {symbol!r}; clear the cache in {cache_directory()}")
+        raise RuntimeError(f"compiled kernel lacks its symbol {symbol!r}; run: subquad cache --clear")
     return int(address)
-
-
-# --- the cache on disk ------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -173,62 +178,3 @@ def source_digest() -> str:
             with open(os.path.join(folder, name), "rb") as file:
                 digest.update(name.encode() + b"\0" + file.read())
     return digest.hexdigest()[:24]
-
-
-def cache_directory() -> str | None:
-    """Where machine code is kept: `SUBQUAD_CACHE_DIR`, else the user's cache; None with `SUBQUAD_CACHE=0`."""
-    if os.environ.get("SUBQUAD_CACHE") == "0":
-        return None
-    chosen = os.environ.get("SUBQUAD_CACHE_DIR")
-    if chosen:
-        return chosen
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "subquad")
-
-
-def _cache_path(symbol: str) -> str | None:
-    """The cache file of a kernel, if its directory can be had and belongs to this user alone."""
-    directory = cache_directory()
-    if directory is None:
-        return None
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        found = os.lstat(directory)
-    except OSError:
-        return None
-    if hasattr(os, "getuid"):
-        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or shared:
-            return None
-    return os.path.join(directory, f"{symbol}-{source_digest()}.o")
-
-
-def _read(path: str) -> bytes | None:
-    """The machine code in a cache file, unless it is missing or damaged."""
-    import hashlib
-
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError:
-        return None
-    digest, machine_code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return machine_code if hashlib.sha256(machine_code).digest() == digest else None
-
-
-def _write(path: str, machine_code: bytes) -> None:
-    """Write whole or not at all: other processes may be reading, or writing the same file."""
-    import hashlib
-    import tempfile
-
-    try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(machine_code).digest() + machine_code)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        return

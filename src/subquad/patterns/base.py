@@ -214,9 +214,13 @@ class Pattern(ABC):
 
         return Transposed(self)
 
-    def to_csr(self, n_q: int, n_k: int) -> Any:
-        """The mask as a SciPy CSR array of ones (uint8): time and memory O(pairs). Needs the extra ``scipy``."""
-        from subquad.plan import csr_arrays
+    def to_csr(self, n_q: int, n_k: int, *, max_bytes: int | None = None) -> Any:
+        """The mask as a SciPy CSR array of ones (uint8): time and memory O(pairs). Needs the extra ``scipy``.
+
+        More than `max_bytes`, at the peak, is refused by a MemoryError before pairs are listed.
+        """
+        from subquad import limits
+        from subquad.plan import LISTING, csr_arrays
 
         try:
             from scipy.sparse import csr_array
@@ -224,6 +228,11 @@ class Pattern(ABC):
             raise ImportError('to_csr returns a SciPy array: pip install "subquad[scipy]"') from None
         shape = checked_shape(n_q, n_k)
         self._validate(shape)
+        most = limits.checked(max_bytes)
+        if most is not None:
+            n_pairs = self._count(shape)
+            listed = {"row pointers and keys": 8 * (shape.n_q + 1 + n_pairs), "ones": n_pairs}
+            limits.check(listed | {"listing the pairs": LISTING * n_pairs}, most)
         indptr, indices = csr_arrays(self, shape)
         return csr_array((np.ones(len(indices), np.uint8), indices, indptr), shape=(n_q, n_k))
 

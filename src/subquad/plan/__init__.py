@@ -10,8 +10,9 @@ from subquad.patterns.spans import Ints
 from subquad.plan.builder import build
 from subquad.plan.tables import GatheredPhase, Phase, Plan, TiledPhase
 
-__all__ = ["GatheredPhase", "Phase", "Plan", "TiledPhase", "cache_clear", "csr_arrays", "plan_for"]
+__all__ = ["LISTING", "GatheredPhase", "Phase", "Plan", "TiledPhase", "cache_clear", "csr_arrays", "plan_for"]
 
+LISTING = 64  # bytes for each pair, while a plan's pairs are put in order
 # Recent plans are kept up to this size and number, the latest one whatever its size.
 _KEPT_BYTES = 256 << 20
 _KEPT_PLANS = 64

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from subquad import checks
+from subquad import limits
 from subquad.kernels import layout
 from subquad.streamed.shares import Share, table_bytes
 from subquad.streamed.tables import reached
@@ -152,9 +152,4 @@ def _refuse(share: Share, sizes: Sizes, max_bytes: int, rows: int, keys: int, ta
         f"keys and values, {keys:,} at a time": keys * sizes.key,
         f"the plan of {share.expression!r}": PLAN_FACTOR * tables,
     }
-    what, size = max(parts.items(), key=lambda part: part[1])
-    total = sum(parts.values())
-    raise MemoryError(
-        f"max_bytes must be at least {total:,} ({checks.size_text(total)}) for these arrays and this pattern; "
-        f"got {max_bytes:,}. The most of it: {what}, {checks.size_text(size)}"
-    )
+    limits.refuse(parts, max_bytes)
