@@ -15,6 +15,7 @@ from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
     from subquad import reference, streamed
+    from subquad.advice import advise
     from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.pattern_files import load, save
@@ -56,6 +57,7 @@ __all__ = [
     "Random",
     "SparseScores",
     "Strided",
+    "advise",
     "attention",
     "attention_backward",
     "attention_scores",
@@ -74,6 +76,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "advise": "advice",
     "KVCache": "decode",
     "MultiHeadAttention": "multihead",
     "SparseScores": "scores",

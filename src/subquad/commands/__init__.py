@@ -5,7 +5,7 @@ from typing import Annotated, cast
 import typer
 
 import subquad
-from subquad.commands import cache, compare, doctor, heatmap, orders, scale
+from subquad.commands import advise, cache, compare, doctor, heatmap, orders, scale
 from subquad.commands.options import default_json
 
 #: What typer raises for a wrong option, in whichever copy of click this version of it uses.
@@ -16,6 +16,7 @@ app.command("compare")(compare.command)
 app.command("scale")(scale.command)
 app.command("orders")(orders.command)
 app.command("heatmap")(heatmap.command)
+app.command("advise")(advise.command)
 app.command("doctor")(doctor.command)
 app.command("cache")(cache.command)
 

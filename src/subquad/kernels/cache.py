@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 _DIGEST_BYTES = 32
 _MOST_BYTES = 64 << 20  # of one kernel: the largest takes some 100 KB
-_OWN = re.compile(r"subquad_[a-z_]+_[a-z]+\d+-(?P<key>[0-9a-f]{24})\.o(\.[0-9a-f]{16}\.tmp)?")
+_OWN = re.compile(r"subquad_[a-z_]+_[a-z]+\d+-(?P<key>[0-9a-f]{24})\.(o|json)(\.[0-9a-f]{16}\.tmp)?")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _POSIX = hasattr(os, "getuid") and os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
 

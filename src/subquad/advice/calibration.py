@@ -1,0 +1,164 @@
+"""What this machine takes for the parts of a call: measured in a few seconds, and kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from subquad import dense
+from subquad.advice.work import Work, work_of
+from subquad.attention import attention
+from subquad.kernels import cache
+from subquad.kernels.build import source_digest
+from subquad.patterns import Banded, BlockSparse, Dense, Pattern, Random
+from subquad.patterns.base import Shape
+from subquad.plan import plan_for
+
+Floats = npt.NDArray[np.float64]
+
+#: Lengths at which dense attention is timed; beyond, it grows by n².
+DENSE_SIZES = (64, 256, 1024, 2048)
+#: Numbers of keys over which random lists are timed: keys and values in the nearest cache, and ever farther away.
+LIST_SIZES = (1 << 9, 1 << 12, 1 << 14, 1 << 17)
+_LENGTHS = len(LIST_SIZES) + len(DENSE_SIZES)
+SAMPLE_SECONDS = 0.03
+#: Of what a calibration holds.
+VERSION = 1
+
+
+class Calibration(NamedTuple):
+    """Seconds of one thread of this machine, for one width of heads and one dtype.
+
+    Tiles take `key` for each key that one visits, `run` for each of its runs, and `tile`. Lists take `row` each, `pair`
+    for each key, and for each that the rows nearby have not fetched `fetch`, which grows with the number of keys.
+    """
+
+    call: float  # whatever it does
+    key: float
+    run: float
+    tile: float
+    row: float
+    pair: float
+    fetch: tuple[float, ...]  # at LIST_SIZES
+    dense: tuple[float, ...]  # a head of DENSE_SIZES tokens, through BLAS with its own threads
+
+    def sparse_seconds(self, work: Work, n_k: int) -> float:
+        """Of all that a plan visits, once."""
+        tiled = self.key * work.keys + self.run * work.runs + self.tile * work.tiles
+        fetch = float(np.interp(np.log(max(1, n_k)), np.log(LIST_SIZES), self.fetch))
+        return float(tiled + self.row * work.rows + self.pair * work.pairs + fetch * work.fetches)
+
+    def dense_seconds(self, n: int) -> float:
+        """Of one head of n tokens."""
+        last = DENSE_SIZES[-1]
+        if n > last:
+            return self.dense[-1] * (n / last) ** 2
+        return float(np.exp(np.interp(np.log(max(1, n)), np.log(DENSE_SIZES), np.log(self.dense))))
+
+
+def calibration(d: int, dtype: str, *, anew: bool = False) -> Calibration:
+    """The one that is kept for this machine, these kernels and this BLAS, else one measured now."""
+    if anew:
+        _kept.cache_clear()
+    return _kept(d, dtype, anew)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(d: int, dtype: str, anew: bool) -> Calibration:
+    blas = [os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")]
+    facts = json.dumps([VERSION, source_digest(), np.__version__, d, *blas])
+    name = f"subquad_calibration_{dtype}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
+    found = None if anew else _parsed(cache.read(name))
+    if found is None:
+        found = calibrate(d, dtype)
+        cache.write(name, json.dumps(found).encode())
+    return found
+
+
+def _parsed(content: bytes | None) -> Calibration | None:
+    """What a file holds, if it is a calibration."""
+    try:
+        *single, fetch, whole = json.loads(content or b"[]")
+        numbers = [float(x) for x in (*single, *fetch, *whole)]
+        call, key, run, tile, row, pair = numbers[:-_LENGTHS]
+    except (ValueError, TypeError):
+        return None
+    found = Calibration(
+        call,
+        key,
+        run,
+        tile,
+        row,
+        pair,
+        tuple(numbers[-_LENGTHS : -len(DENSE_SIZES)]),
+        tuple(numbers[-len(DENSE_SIZES) :]),
+    )
+    right = len(fetch) == len(LIST_SIZES) and len(whole) == len(DENSE_SIZES)
+    return found if right and all(0 <= x < math.inf for x in numbers) and min(found.dense) > 0 else None
+
+
+def calibrate(d: int, dtype: str) -> Calibration:
+    """Measure this machine."""
+    rng = np.random.default_rng(0)
+
+    def arrays(n: int) -> list[npt.NDArray[Any]]:
+        return [rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4)]
+
+    def seconds(pattern: Pattern, n: int) -> float:
+        query, key, value, out = arrays(n)
+        return least(lambda: attention(query, key, value, pattern, out=out, num_threads=1))
+
+    def work(pattern: Pattern, n: int) -> Work:
+        return work_of(plan_for(pattern, Shape.aligned(n, n), np.dtype(dtype).itemsize))
+
+    call = seconds(Banded(0), 1)
+    scattered = BlockSparse(rng.random((256, 256)) < 0.1, 16)
+    tiled: list[tuple[Pattern, int]] = [(Dense(), 1024), (Banded(8), 4096), (Banded(64), 4096), (scattered, 4096)]
+    key, run, tile = nonnegative([work(*case)[:3] for case in tiled], [seconds(*case) - call for case in tiled])
+    near: list[tuple[Pattern, int]] = [(Random(k, seed=0), LIST_SIZES[0]) for k in (4, 16, 64)]
+    row, pair = nonnegative([work(*case)[3:5] for case in near], [seconds(*case) - call for case in near])
+    fetch = []
+    for n in LIST_SIZES:
+        far = Random(32, seed=0)
+        its = work(far, n)
+        fetch.append(max(0.0, seconds(far, n) - call - row * its.rows - pair * its.pairs) / its.fetches)
+    whole = []
+    for n in DENSE_SIZES:
+        query, keys, value, out = arrays(n)
+        whole.append(least(lambda q=query, k=keys, v=value, o=out: dense.attention(q, k, v, out=o)))  # type: ignore[misc]
+    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(whole))
+
+
+def nonnegative(counts: Any, seconds: Any) -> list[float]:
+    """Coefficients >= 0 of `counts` for which the relative errors of the sums are least, of all choices of columns."""
+    columns = np.array(counts, float) / np.array(seconds)[:, None]
+    best, found = np.inf, np.zeros(columns.shape[1])
+    for chosen in itertools.product([False, True], repeat=columns.shape[1]):
+        some, coefficients = np.array(chosen), np.zeros(columns.shape[1])
+        coefficients[some] = np.linalg.lstsq(columns[:, some], np.ones(len(columns)), rcond=None)[0]
+        error = float(((columns @ coefficients - 1) ** 2).sum())
+        if (coefficients >= 0).all() and error < best:
+            best, found = error, coefficients
+    return [float(x) for x in found]
+
+
+def least(function: Callable[[], Any]) -> float:
+    """Least time of a call, after one that warms up."""
+    function()
+    found: list[float] = []
+    end = time.perf_counter() + SAMPLE_SECONDS
+    while len(found) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return min(found)
