@@ -67,7 +67,7 @@ def test_between_and_beyond_measured_lengths():
 
 def test_a_prediction_is_the_sum_of_its_parts(made_up):
     found = advise(Banded(20), 64, heads=3, num_threads=1)
-    keys = 36 + 52 + 48 + 36
+    keys = 36 + 52 + 52 + 36
     assert found.seconds == pytest.approx(1e-4 + 3 * (keys * 1e-7 + 4 * 1e-7 + 4 * 1e-6))
     assert found.pairs == Banded(20).nnz(64, 64)
     assert found.scores_bytes == 64 * 64 * 4
