@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from subquad import dense
 from subquad.advice.work import Work, work_of
@@ -24,14 +23,14 @@ from subquad.patterns import Banded, BlockSparse, Dense, Pattern, Random
 from subquad.patterns.base import Shape
 from subquad.plan import plan_for
 
-Floats = npt.NDArray[np.float64]
+Case = tuple[Pattern | None, int]  # None: dense attention
 
 #: Lengths at which dense attention is timed; beyond, it grows by n².
 DENSE_SIZES = (64, 256, 1024, 2048)
 #: Numbers of keys over which random lists are timed: keys and values in the nearest cache, and ever farther away.
 LIST_SIZES = (1 << 9, 1 << 12, 1 << 14, 1 << 17)
 _LENGTHS = len(LIST_SIZES) + len(DENSE_SIZES)
-SAMPLE_SECONDS = 0.03
+SECONDS, LEAST_ROUNDS, IN_A_ROW = 3.0, 3, 3
 #: Of what a calibration holds.
 VERSION = 1
 
@@ -108,35 +107,32 @@ def _parsed(content: bytes | None) -> Calibration | None:
 
 
 def calibrate(d: int, dtype: str) -> Calibration:
-    """Measure this machine."""
-    rng = np.random.default_rng(0)
-
-    def arrays(n: int) -> list[npt.NDArray[Any]]:
-        return [rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4)]
-
-    def seconds(pattern: Pattern, n: int) -> float:
-        query, key, value, out = arrays(n)
-        return least(lambda: attention(query, key, value, pattern, out=out, num_threads=1))
-
-    def work(pattern: Pattern, n: int) -> Work:
-        return work_of(plan_for(pattern, Shape.aligned(n, n), np.dtype(dtype).itemsize))
-
-    call = seconds(Banded(0), 1)
+    """Measure this machine. Calls take turns for some seconds, so that a busy moment falls on none of them alone."""
+    rng, itemsize = np.random.default_rng(0), np.dtype(dtype).itemsize
     scattered = BlockSparse(rng.random((256, 256)) < 0.1, 16)
-    tiled: list[tuple[Pattern, int]] = [(Dense(), 1024), (Banded(8), 4096), (Banded(64), 4096), (scattered, 4096)]
-    key, run, tile = nonnegative([work(*case)[:3] for case in tiled], [seconds(*case) - call for case in tiled])
-    near: list[tuple[Pattern, int]] = [(Random(k, seed=0), LIST_SIZES[0]) for k in (4, 16, 64)]
-    row, pair = nonnegative([work(*case)[3:5] for case in near], [seconds(*case) - call for case in near])
-    fetch = []
-    for n in LIST_SIZES:
-        far = Random(32, seed=0)
-        its = work(far, n)
-        fetch.append(max(0.0, seconds(far, n) - call - row * its.rows - pair * its.pairs) / its.fetches)
-    whole = []
-    for n in DENSE_SIZES:
-        query, keys, value, out = arrays(n)
-        whole.append(least(lambda q=query, k=keys, v=value, o=out: dense.attention(q, k, v, out=o)))  # type: ignore[misc]
-    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(whole))
+    tiled: list[Case] = [(Dense(), 1024), (Banded(8), 4096), (Banded(64), 4096), (scattered, 4096)]
+    near: list[Case] = [(Random(k, seed=0), LIST_SIZES[0]) for k in (4, 16, 64)]
+    far: list[Case] = [(Random(32, seed=0), n) for n in LIST_SIZES]
+    whole: list[Case] = [(None, n) for n in DENSE_SIZES]
+    cases: list[Case] = [(Banded(0), 1), *tiled, *near, *far, *whole]
+
+    def prepared(case: Case) -> Callable[[], Any]:
+        pattern, n = case
+        query, key, value, out = (rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4))
+        if pattern is None:
+            return lambda: dense.attention(query, key, value, out=out)
+        return lambda: attention(query, key, value, pattern, out=out, num_threads=1)
+
+    call, *seconds = least([prepared(case) for case in cases])
+    works = [work_of(plan_for(pattern, Shape.aligned(n, n), itemsize)) for pattern, n in (*tiled, *near, *far)]
+    spent = [max(x - call, x / 10) for x in seconds]
+    key, run, tile = nonnegative([work[:3] for work in works[:4]], spent[:4])
+    row, pair = nonnegative([work[3:5] for work in works[4:7]], spent[4:7])
+    fetch = [
+        max(0.0, time_ - row * work.rows - pair * work.pairs) / max(1.0, work.fetches)
+        for time_, work in zip(spent[7:], works[7:], strict=False)
+    ]
+    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(seconds[-len(whole) :]))
 
 
 def nonnegative(counts: Any, seconds: Any) -> list[float]:
@@ -152,13 +148,16 @@ def nonnegative(counts: Any, seconds: Any) -> list[float]:
     return [float(x) for x in found]
 
 
-def least(function: Callable[[], Any]) -> float:
-    """Least time of a call, after one that warms up."""
-    function()
-    found: list[float] = []
-    end = time.perf_counter() + SAMPLE_SECONDS
-    while len(found) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def least(calls: list[Callable[[], Any]]) -> list[float]:
+    """The least time of each, after one that warms up."""
+    for call in calls:
+        call()
+    found, end, rounds = np.full(len(calls), np.inf), time.perf_counter() + SECONDS, 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() < end:
+        for which, call in enumerate(calls):
+            for _ in range(IN_A_ROW):
+                start = time.perf_counter()
+                call()
+                found[which] = min(found[which], time.perf_counter() - start)
+        rounds += 1
+    return [float(x) for x in found]
