@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from subquad import dense
 from subquad.advice.work import Work, work_of
@@ -23,7 +24,7 @@ from subquad.patterns import Banded, BlockSparse, Dense, Pattern, Random
 from subquad.patterns.base import Shape
 from subquad.plan import plan_for
 
-Case = tuple[Pattern | None, int]  # None: dense attention
+Case = tuple[Pattern, int]
 
 #: Lengths at which dense attention is timed; beyond, it grows by n².
 DENSE_SIZES = (64, 256, 1024, 2048)
@@ -113,18 +114,21 @@ def calibrate(d: int, dtype: str) -> Calibration:
     tiled: list[Case] = [(Dense(), 1024), (Banded(8), 4096), (Banded(64), 4096), (scattered, 4096)]
     near: list[Case] = [(Random(k, seed=0), LIST_SIZES[0]) for k in (4, 16, 64)]
     far: list[Case] = [(Random(32, seed=0), n) for n in LIST_SIZES]
-    whole: list[Case] = [(None, n) for n in DENSE_SIZES]
-    cases: list[Case] = [(Banded(0), 1), *tiled, *near, *far, *whole]
+    cases: list[Case] = [(Banded(0), 1), *tiled, *near, *far]
 
-    def prepared(case: Case) -> Callable[[], Any]:
-        pattern, n = case
-        query, key, value, out = (rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4))
-        if pattern is None:
-            return lambda: dense.attention(query, key, value, out=out)
-        return lambda: attention(query, key, value, pattern, out=out, num_threads=1)
+    def arrays(n: int) -> list[npt.NDArray[Any]]:
+        return [rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4)]
 
-    call, *seconds = least([prepared(case) for case in cases])
-    works = [work_of(plan_for(pattern, Shape.aligned(n, n), itemsize)) for pattern, n in (*tiled, *near, *far)]
+    def sparse_call(pattern: Pattern, n: int) -> Callable[[], Any]:
+        *inputs, out = arrays(n)
+        return functools.partial(attention, *inputs, pattern, out=out, num_threads=1)
+
+    def dense_call(n: int) -> Callable[[], Any]:
+        *inputs, out = arrays(n)
+        return functools.partial(dense.attention, *inputs, out=out)
+
+    call, *seconds = least([sparse_call(*case) for case in cases] + [dense_call(n) for n in DENSE_SIZES])
+    works = [work_of(plan_for(pattern, Shape.aligned(n, n), itemsize)) for pattern, n in cases[1:]]
     spent = [max(x - call, x / 10) for x in seconds]
     key, run, tile = nonnegative([work[:3] for work in works[:4]], spent[:4])
     row, pair = nonnegative([work[3:5] for work in works[4:7]], spent[4:7])
@@ -132,7 +136,7 @@ def calibrate(d: int, dtype: str) -> Calibration:
         max(0.0, time_ - row * work.rows - pair * work.pairs) / max(1.0, work.fetches)
         for time_, work in zip(spent[7:], works[7:], strict=False)
     ]
-    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(seconds[-len(whole) :]))
+    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(seconds[-len(DENSE_SIZES) :]))
 
 
 def nonnegative(counts: Any, seconds: Any) -> list[float]:
