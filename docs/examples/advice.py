@@ -1,7 +1,8 @@
-"""What `subquad.advise` predicts against what is measured
-======================================================
+"""Advice against measurement
+==========================
 
-Every kind of pattern at several lengths, one thread, least of several calls::
+What `subquad.advise` predicts, and what is measured, for every kind of
+pattern at several lengths, one thread, least of several calls::
 
     python docs/examples/advice.py                  # about two minutes; exits 1 where one is off by more than 30%
     python docs/examples/advice.py --d 128 --tokens 4096 16384
