@@ -96,8 +96,8 @@ def attention(
     num_threads : int, optional
         Threads to use; by default ``SUBQUAD_NUM_THREADS`` or all processors. The result does not depend on it.
     max_bytes : int, optional
-        Bytes that the call may take beside its inputs: output, lse, plan, scratch of its threads, converted inputs. More
-        is refused by a MemoryError that lists them.
+        Bytes that the call may take beside its inputs: output, lse, plan, scratch of its threads, converted inputs.
+        More is refused by a MemoryError that lists them.
     softcap : float, optional
         Bends every score s to ``softcap * tanh(s / softcap)``, before anything else is done to it (Gemma 2).
     alibi_slopes : array, shape (heads,), optional
