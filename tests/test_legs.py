@@ -9,7 +9,6 @@ import threading
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support import assert_matches_oracle, assert_same_bits, case, inputs
 
