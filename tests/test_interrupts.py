@@ -40,7 +40,8 @@ try:
     call()
     found = {"ended": "returned"}
 except KeyboardInterrupt as error:
-    found = {"ended": "KeyboardInterrupt", "after": time.monotonic() - sent[0], "notes": getattr(error, "__notes__", [])}
+    after = time.monotonic() - sent[0]
+    found = {"ended": "KeyboardInterrupt", "after": after, "notes": getattr(error, "__notes__", [])}
 again = attention(x, x, x, Banded(3), num_threads=threads)
 found["usable"] = bool((again == small).all())
 print(json.dumps(found))

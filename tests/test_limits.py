@@ -114,10 +114,8 @@ def test_the_message_says_what_takes_how_much():
         "max_bytes must be at least 792,000 (792.0 KB) for these arrays and this pattern; got 700,000. "
         "The most of it: the output, 768.0 KB; lse, 24.0 KB"
     )
-    with pytest.raises(
-        MemoryError, match=r"The most of it: the output, 768\.0 KB; the plan, .*; scratch of 1 threads, "
-    ):
-        attention(q, k, v, Banded(9), max_bytes=769_000, num_threads=1)
+    with pytest.raises(MemoryError, match=r"The most of it: the output, 768\.0 KB; (the plan|scratch of 1 threads), "):
+        attention(q, k, v, Banded(9), max_bytes=793_000, num_threads=1)
 
 
 def test_inputs_that_must_be_converted_are_counted():

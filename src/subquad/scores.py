@@ -166,7 +166,8 @@ def attention_weights(
     filled = np.nonzero(counts)[0]
     if len(filled):
         data, begin = scores.data, scores.indptr[filled]
-        data -= np.repeat(np.maximum.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
-        np.exp(data, out=data)
-        data /= np.repeat(np.add.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+        with np.errstate(all="ignore"):  # what is not finite stays so, in its own rows
+            data -= np.repeat(np.maximum.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
+            np.exp(data, out=data)
+            data /= np.repeat(np.add.reduceat(data, begin, axis=-1), counts[filled], axis=-1)
     return _rounded(scores, dtype)
