@@ -14,6 +14,7 @@ from subquad import (
     Causal,
     Dense,
     Explicit,
+    Global,
     LogSparse,
     Neighborhood,
     Packed,
@@ -25,6 +26,7 @@ from subquad import (
 )
 from subquad.advice import calibration as machine
 from subquad.advice.work import NEXT, work_of
+from subquad.cli import main
 from subquad.complexity.measuring import measure
 from subquad.kernels import cache
 
@@ -144,3 +146,28 @@ def test_predictions_are_of_the_right_order(pattern):
 def test_bad_input(arguments, options, error, said):
     with pytest.raises(error, match=said):
         advise(*arguments, **options)
+
+
+def test_the_command(made_up, capsys):
+    arguments = ["advise", "Banded(64) | Global([0])", "--n", "4096", "--heads", "2", "--threads", "1"]
+    assert main(arguments) == 0
+    assert "2 heads of d = 64, float32, 1 thread" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pairs"] == (Banded(64) | Global([0])).nnz(4096, 4096)
+    assert found["speedup"] == pytest.approx(found["dense_seconds"] / found["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["Banded(64", "--n", "8"], "Banded"),
+        (["Banded(6)", "--n", "x"], "--n"),
+        (["Packed([3])", "--n", "8"], "lengths"),
+    ],
+)
+def test_bad_commands(arguments, said, capsys):
+    assert main(["advise", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
