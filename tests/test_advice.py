@@ -30,7 +30,9 @@ from subquad.cli import main
 from subquad.complexity.measuring import measure
 from subquad.kernels import cache
 
-MADE_UP = machine.Calibration(1e-4, 1e-7, 1e-7, 1e-6, 1e-7, 1e-8, (0.0, 1e-8, 2e-8, 4e-8), (4e-5, 4e-4, 6e-3, 3e-2))
+MADE_UP = machine.Calibration(
+    1e-4, 1e-7, 1e-7, 1e-7, 1e-8, (1e-6, 1e-6, 1e-6), (0.0, 1e-8, 2e-8, 4e-8), (4e-5, 4e-4, 6e-3, 3e-2)
+)
 
 
 @pytest.fixture

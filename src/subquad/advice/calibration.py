@@ -30,7 +30,8 @@ Case = tuple[Pattern, int]
 DENSE_SIZES = (64, 256, 1024, 2048)
 #: Numbers of keys over which random lists are timed: keys and values in the nearest cache, and ever farther away.
 LIST_SIZES = (1 << 9, 1 << 12, 1 << 14, 1 << 17)
-_LENGTHS = len(LIST_SIZES) + len(DENSE_SIZES)
+#: Lengths at which a narrow window is timed, whose tiles wait for their rows.
+TILE_SIZES = (1 << 10, 1 << 13, 1 << 16)
 SECONDS, LEAST_ROUNDS, IN_A_ROW = 3.0, 3, 3
 #: Of what a calibration holds.
 VERSION = 1
@@ -39,23 +40,25 @@ VERSION = 1
 class Calibration(NamedTuple):
     """Seconds of one thread of this machine, for one width of heads and one dtype.
 
-    Tiles take `key` for each key that one visits, `run` for each of its runs, and `tile`. Lists take `row` each, `pair`
-    for each key, and for each that the rows nearby have not fetched `fetch`, which grows with the number of keys.
+    Tiles take `key` for each key that one visits, `run` for each of its runs, and `tile`, which grows with n. Lists
+    take `row` each, `pair` for each key, and for each that the rows nearby have not fetched `fetch`, which grows too.
     """
 
     call: float  # whatever it does
     key: float
     run: float
-    tile: float
     row: float
     pair: float
+    tile: tuple[float, ...]  # at TILE_SIZES
     fetch: tuple[float, ...]  # at LIST_SIZES
     dense: tuple[float, ...]  # a head of DENSE_SIZES tokens, through BLAS with its own threads
 
     def sparse_seconds(self, work: Work, n_k: int) -> float:
         """Of all that a plan visits, once."""
-        tiled = self.key * work.keys + self.run * work.runs + self.tile * work.tiles
-        fetch = float(np.interp(np.log(max(1, n_k)), np.log(LIST_SIZES), self.fetch))
+        length = np.log(max(1, n_k))
+        tile = np.interp(length, np.log(TILE_SIZES), self.tile)
+        fetch = np.interp(length, np.log(LIST_SIZES), self.fetch)
+        tiled = self.key * work.keys + self.run * work.runs + tile * work.tiles
         return float(tiled + self.row * work.rows + self.pair * work.pairs + fetch * work.fetches)
 
     def dense_seconds(self, n: int) -> float:
@@ -88,33 +91,26 @@ def _kept(d: int, dtype: str, anew: bool) -> Calibration:
 def _parsed(content: bytes | None) -> Calibration | None:
     """What a file holds, if it is a calibration."""
     try:
-        *single, fetch, whole = json.loads(content or b"[]")
-        numbers = [float(x) for x in (*single, *fetch, *whole)]
-        call, key, run, tile, row, pair = numbers[:-_LENGTHS]
+        *single, tile, fetch, whole = json.loads(content or b"[]")
+        call, key, run, row, pair = map(float, single)
+        series = [tuple(map(float, x)) for x in (tile, fetch, whole)]
     except (ValueError, TypeError):
         return None
-    found = Calibration(
-        call,
-        key,
-        run,
-        tile,
-        row,
-        pair,
-        tuple(numbers[-_LENGTHS : -len(DENSE_SIZES)]),
-        tuple(numbers[-len(DENSE_SIZES) :]),
-    )
-    right = len(fetch) == len(LIST_SIZES) and len(whole) == len(DENSE_SIZES)
+    found = Calibration(call, key, run, row, pair, *series)
+    right = [len(x) for x in series] == [len(x) for x in (TILE_SIZES, LIST_SIZES, DENSE_SIZES)]
+    numbers = [call, key, run, row, pair, *itertools.chain(*series)]
     return found if right and all(0 <= x < math.inf for x in numbers) and min(found.dense) > 0 else None
 
 
 def calibrate(d: int, dtype: str) -> Calibration:
     """Measure this machine. Calls take turns for some seconds, so that a busy moment falls on none of them alone."""
     rng, itemsize = np.random.default_rng(0), np.dtype(dtype).itemsize
-    scattered = BlockSparse(rng.random((256, 256)) < 0.1, 16)
-    tiled: list[Case] = [(Dense(), 1024), (Banded(8), 4096), (Banded(64), 4096), (scattered, 4096)]
+    scattered = BlockSparse(rng.random((64, 64)) < 0.1, 16)
+    tiled: list[Case] = [(Dense(), 1024), (Banded(8), 1024), (Banded(64), 1024), (scattered, 1024)]
     near: list[Case] = [(Random(k, seed=0), LIST_SIZES[0]) for k in (4, 16, 64)]
+    narrow: list[Case] = [(Banded(16), n) for n in TILE_SIZES]
     far: list[Case] = [(Random(32, seed=0), n) for n in LIST_SIZES]
-    cases: list[Case] = [(Banded(0), 1), *tiled, *near, *far]
+    cases: list[Case] = [(Banded(0), 1), *tiled, *near, *narrow, *far]
 
     def arrays(n: int) -> list[npt.NDArray[Any]]:
         return [rng.standard_normal((1, n, d)).astype(dtype) for _ in range(4)]
@@ -130,13 +126,17 @@ def calibrate(d: int, dtype: str) -> Calibration:
     call, *seconds = least([sparse_call(*case) for case in cases] + [dense_call(n) for n in DENSE_SIZES])
     works = [work_of(plan_for(pattern, Shape.aligned(n, n), itemsize)) for pattern, n in cases[1:]]
     spent = [max(x - call, x / 10) for x in seconds]
-    key, run, tile = nonnegative([work[:3] for work in works[:4]], spent[:4])
+    key, run, _ = nonnegative([work[:3] for work in works[:4]], spent[:4])
     row, pair = nonnegative([work[3:5] for work in works[4:7]], spent[4:7])
+    tile = [
+        max(0.0, time_ - key * work.keys - run * work.runs) / max(1, work.tiles)
+        for time_, work in zip(spent[7:10], works[7:10], strict=True)
+    ]
     fetch = [
         max(0.0, time_ - row * work.rows - pair * work.pairs) / max(1.0, work.fetches)
-        for time_, work in zip(spent[7:], works[7:], strict=False)
+        for time_, work in zip(spent[10:14], works[10:14], strict=True)
     ]
-    return Calibration(call, key, run, tile, row, pair, tuple(fetch), tuple(seconds[-len(DENSE_SIZES) :]))
+    return Calibration(call, key, run, row, pair, tuple(tile), tuple(fetch), tuple(seconds[-len(DENSE_SIZES) :]))
 
 
 def nonnegative(counts: Any, seconds: Any) -> list[float]:

@@ -14,7 +14,7 @@ NEIGHBOURS = 16
 #: Groups of neighbouring rows that are looked at.
 GROUPS = 64
 #: What a key costs whose neighbour is fetched as well, of what a lone one does.
-NEXT = 0.2
+NEXT = 0.3
 
 
 class Work(NamedTuple):
