@@ -14,7 +14,7 @@ from subquad.attention import attention, attention_backward, merge
 from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
-    from subquad import reference, streamed
+    from subquad import reference, streamed, testing
     from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
     from subquad.patterns import (
@@ -68,6 +68,7 @@ __all__ = [
     "sparse_transformer_strided",
     "streamed",
     "streaming",
+    "testing",
 ]
 
 _WHERE = {
@@ -78,6 +79,7 @@ _WHERE = {
     "attention_weights": "scores",
     "reference": "",
     "streamed": "",
+    "testing": "",
 }
 
 __getattr__, __dir__ = lazy.names(__name__, dict.fromkeys(__all__, "patterns") | _WHERE)
