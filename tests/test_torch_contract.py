@@ -16,7 +16,7 @@ def masked_sdpa(query, key, value, pattern, *, scale=None):
     n_q, n_k = query.shape[-2], key.shape[-2]
     i, j = np.arange(n_q)[:, None], np.arange(n_k)[None]
     allowed = np.array(np.broadcast_to(pattern.contains(i, j, n_q, n_k), (n_q, n_k)))
-    q, k, v = (torch.from_numpy(np.array(x)[(None,) * (4 - x.ndim)]) for x in (query, key, value))
+    q, k, v = (torch.from_numpy(np.array(x, order="C")[(None,) * (4 - x.ndim)]) for x in (query, key, value))
     out = scaled_dot_product_attention(
         q, k, v, torch.from_numpy(allowed), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
