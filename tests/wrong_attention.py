@@ -23,7 +23,7 @@ class DenseAttention:
         group = query.shape[-3] // max(1, key.shape[-3]) if query.ndim > 2 else 1
         for head in np.ndindex(query.shape[:-2]):
             shared = (*head[:-1], self.key_head(head[-1], group, key)) if head else ()
-            arrays = (x.astype(np.float64) for x in (query[head], key[shared], value[shared]))
+            arrays = (np.array(x, np.float64, order="C") for x in (query[head], key[shared], value[shared]))
             result[head], lse[head] = self.rows(*arrays, mask, self.factor(scale, query.shape[-1]), head, num_threads)
         found = self.converted(result, query.dtype)
         if out is not None:
