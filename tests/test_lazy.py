@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PACKAGES = ["subquad", "subquad.patterns", "subquad.complexity"]
+PACKAGES = ["subquad", "subquad.patterns", "subquad.complexity", "subquad.testing"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -14,7 +14,7 @@ from subquad.attention import attention, attention_backward, merge
 from subquad.patterns import Banded, Causal, Dense, Pattern
 
 if TYPE_CHECKING:
-    from subquad import reference, streamed
+    from subquad import reference, streamed, testing
     from subquad.advice import advise
     from subquad.decode import KVCache
     from subquad.multihead import MultiHeadAttention
@@ -73,6 +73,7 @@ __all__ = [
     "sparse_transformer_strided",
     "streamed",
     "streaming",
+    "testing",
 ]
 
 _WHERE = {
@@ -86,6 +87,7 @@ _WHERE = {
     "save": "pattern_files",
     "reference": "",
     "streamed": "",
+    "testing": "",
 }
 
 __getattr__, __dir__ = lazy.names(__name__, dict.fromkeys(__all__, "patterns") | _WHERE)
