@@ -140,7 +140,9 @@ class Interpreter:
             self.called[name] = self.called.get(name, 0) + 1
             writable = self._written(name, args)
             pointed = [
-                self._pointer(name, place, dtypes[letter], argument, argument in writable) if letter in dtypes else place
+                self._pointer(name, place, dtypes[letter], argument, argument in writable)
+                if letter in dtypes
+                else place
                 for letter, argument, place in zip(letters, names, args, strict=True)
             ]
             with np.errstate(all="ignore"):
