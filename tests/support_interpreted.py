@@ -24,7 +24,7 @@ from support_pointers import KERNELS, Memory, Pointer
 
 from subquad import backward, forward, options
 from subquad.decode import steps
-from subquad.kernels import build, functions
+from subquad.kernels import build, functions, layout
 from subquad.plan import Plan, tables
 
 SCRATCH = {"floats", "ints", "slots"}
@@ -88,7 +88,8 @@ class Interpreter:
     """Kernels that Python runs. `edits` changes the text of some modules: {module: (before, after)}."""
 
     def __init__(self, **edits):
-        self.edits, self.modules, self.memories, self.called = edits, {}, {}, {}
+        self.edits, self.memories, self.called = edits, {}, {}
+        self.modules = {"build": build, "layout": layout}  # of which the library's own are used
         extending = vars(numba.extending) | {
             "intrinsic": self._intrinsic,
             "register_model": _unchanged,
@@ -118,7 +119,7 @@ class Interpreter:
             return self.replaced[name]
         if name == "subquad.kernels":
             return SimpleNamespace(**{one: self.module(one) for one in fromlist})
-        if name.startswith("subquad.kernels.") and name != build.__name__:
+        if name.startswith("subquad.kernels."):
             return self.module(name.rpartition(".")[2])
         return builtins.__import__(name, globals, locals, fromlist, level)
 
@@ -182,8 +183,11 @@ class Interpreter:
         return find
 
     @contextlib.contextmanager
-    def running(self):
-        """Calls of the library are interpreted: with one thread, and plans whose tables have no addresses yet."""
+    def running(self, **sizes):
+        """Calls of the library are interpreted, if they are told to use one thread.
+
+        `sizes` are constants of `kernels.layout` that are others for the time: compiled kernels know nothing of them.
+        """
         self.memories.clear()
         replaced = {
             forward: {"load": self.load},
@@ -193,6 +197,7 @@ class Interpreter:
                 "score_address": self._modifier("_score_loops"),
                 "mask_address": self._modifier("_mask_loops"),
             },
+            layout: sizes,
             Plan: {"addresses": lambda plan, number: [Place.of(table) for table in plan.phases[number]]},
         }
         with contextlib.ExitStack() as stack:

@@ -65,6 +65,8 @@ class Pointer:
         """The elements themselves, to be read; the first `needed` of them must have been written."""
         first, memory, size = self.start + int(index), self.memory, self.dtype.itemsize
         begin, end = first * size, (first + count) * size
+        if count == 0:
+            return np.empty(0, self.dtype)
         if begin < 0 or end > len(memory.inside) or memory.inside.find(0, begin, end) >= 0:
             self._refuse("reads outside of", index, count)
         needed_end = end if needed is None else begin + needed * size
@@ -78,6 +80,8 @@ class Pointer:
         begin, end = first * size, (first + count) * size
         if not self.writable:
             self._refuse("writes to the input", index, count)
+        if count == 0:
+            return
         if begin < 0 or end > len(memory.inside) or memory.inside.find(0, begin, end) >= 0:
             self._refuse("writes outside of", index, count)
         Pointer.count += count
