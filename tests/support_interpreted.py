@@ -139,15 +139,13 @@ class Interpreter:
 
         def kernel(*args):
             self.called[name] = self.called.get(name, 0) + 1
-            writable = self._written(name, args)
-            pointed = [
-                self._pointer(name, place, dtypes[letter], argument, argument in writable)
-                if letter in dtypes
-                else place
-                for letter, argument, place in zip(letters, names, args, strict=True)
+            written = self._written(name, args)
+            given = [
+                self._pointer(name, x, dtypes[letter], argument, argument in written) if letter in dtypes else x
+                for letter, argument, x in zip(letters, names, args, strict=True)
             ]
             with np.errstate(all="ignore"):
-                function(*pointed)
+                function(*given)
 
         return kernel
 

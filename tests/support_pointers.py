@@ -43,50 +43,46 @@ class Memory:
             self.bytes[np.frombuffer(self.inside, bool)] = 0xFF  # NaN
 
     def seen_as(self, dtype):
+        """All of it as elements of another type, as far as there are whole ones."""
         if dtype not in self.views:
-            self.views[dtype] = self.bytes.view(dtype)
+            self.views[dtype] = self.bytes[: len(self.bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
         return self.views[dtype]
 
 
 class Pointer:
     """A place in memory, as elements of one type. `count` is shared by all: numbers read and written."""
 
-    __slots__ = ("dtype", "memory", "name", "start", "writable")
+    __slots__ = ("dtype", "memory", "name", "size", "start", "values", "writable")
     count = 0
 
     def __init__(self, memory, dtype, start, name, writable):
         self.memory, self.dtype, self.start, self.name, self.writable = memory, dtype, start, name, writable
+        self.values, self.size = memory.seen_as(dtype), dtype.itemsize
 
     def at(self, offset, dtype=None):
         start, dtype = self.start + int(offset), dtype or self.dtype
-        return Pointer(self.memory, dtype, start * self.dtype.itemsize // dtype.itemsize, self.name, self.writable)
+        return Pointer(self.memory, dtype, start * self.size // dtype.itemsize, self.name, self.writable)
 
     def view(self, index, count, needed=None):
         """The elements themselves, to be read; the first `needed` of them must have been written."""
-        first, memory, size = self.start + int(index), self.memory, self.dtype.itemsize
-        begin, end = first * size, (first + count) * size
-        if count == 0:
-            return np.empty(0, self.dtype)
-        if begin < 0 or end > len(memory.inside) or memory.inside.find(0, begin, end) >= 0:
-            self._refuse("reads outside of", index, count)
-        needed_end = end if needed is None else begin + needed * size
-        if memory.written.find(0, begin, needed_end) >= 0:
-            self._refuse("reads what was never written in", index, count)
+        first, written = self.start + int(index), self.memory.written
+        begin, end = first * self.size, (first + count) * self.size
+        if begin < 0 or end > len(written) or written.find(0, begin, end) >= 0:
+            self._check("reads outside of", index, count)
+            if written.find(0, begin, end if needed is None else begin + needed * self.size) >= 0:
+                self._refuse("reads what was never written in", index, count)
         Pointer.count += count
-        return memory.seen_as(self.dtype)[first : first + count]
+        return self.values[first : first + count]
 
     def write(self, index, values):
-        first, memory, size, count = self.start + int(index), self.memory, self.dtype.itemsize, len(values)
-        begin, end = first * size, (first + count) * size
+        first, count = self.start + int(index), len(values)
+        begin, end = first * self.size, (first + count) * self.size
         if not self.writable:
             self._refuse("writes to the input", index, count)
-        if count == 0:
-            return
-        if begin < 0 or end > len(memory.inside) or memory.inside.find(0, begin, end) >= 0:
-            self._refuse("writes outside of", index, count)
+        self._check("writes outside of", index, count)
         Pointer.count += count
-        memory.written[begin:end] = b"\1" * (end - begin)
-        memory.seen_as(self.dtype)[first : first + count] = values
+        self.memory.written[begin:end] = b"\1" * (end - begin)
+        self.values[first : first + count] = values
 
     def __getitem__(self, index):
         one = self.view(index, 1)
@@ -97,12 +93,19 @@ class Pointer:
             value = np.uint32(int(value) & 0xFFFFFFFF).view(np.int32)
         self.write(index, (value,))
 
+    def _check(self, what, index, count):
+        """Nothing is touched where nothing is asked for, wherever that is."""
+        begin, inside = (self.start + int(index)) * self.size, self.memory.inside
+        end = begin + count * self.size
+        if count and (begin < 0 or end > len(inside) or inside.find(0, begin, end) >= 0):
+            self._refuse(what, index, count)
+
     def _refuse(self, what, index, count):
         frame = sys._getframe()
         while Path(frame.f_code.co_filename).parent != KERNELS:
             frame = frame.f_back
         file, line = frame.f_code.co_filename, frame.f_lineno
-        origin = self.memory.start // self.dtype.itemsize
+        origin = self.memory.start // self.size
         first = self.start + int(index) - origin
         place = f"[{first}]" if count == 1 else f"[{first}:{first + count}]"
         raise IndexError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from support import BFLOAT16, CASES, FLOAT16, FLOAT32, FLOAT64, case, inputs, score_bound, tolerance
@@ -13,6 +16,8 @@ from support_pointers import Memory, Pointer
 from subquad import (
     Banded,
     Causal,
+    Columns,
+    Dense,
     KVCache,
     Random,
     attention,
@@ -35,7 +40,7 @@ def assert_close(found, expected, atol):
         np.testing.assert_allclose(one.astype(np.float64), other.astype(np.float64), rtol=0, atol=atol)
 
 
-def check_forward(query, key, value, pattern, sizes={}, **options):
+def check_forward(query, key, value, pattern, sizes=MappingProxyType({}), **options):
     """Output and lse of the compiled kernels, after those of the interpreted ones were found the same."""
     expected = attention(query, key, value, pattern, return_lse=True, **options)
     with INTERPRETER.running(**sizes):
@@ -45,7 +50,7 @@ def check_forward(query, key, value, pattern, sizes={}, **options):
     return expected
 
 
-def check_backward(grad_out, query, key, value, pattern, sizes={}, **options):
+def check_backward(grad_out, query, key, value, pattern, sizes=MappingProxyType({}), **options):
     """The same of the three gradients."""
     kept = attention(query, key, value, pattern, return_lse=True, **options)
     expected = attention_backward(grad_out, query, key, value, *kept, pattern, **options)
@@ -70,11 +75,13 @@ def test_forward_of_other_sizes(rng, name, n_q, n_k):
     check_forward(*inputs(rng, n_q, n_k, 3, 4), case(name, n_q, n_k))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["causal", "banded-3", "strided-7", "global", "random-5", "blocks-5", "difference", "explicit", "columns-two"]
-    + ["union-stride-window", "fixed", "packed-window", "neighborhood-dilated", "transposed-blocks"],
+DIFFERENTIATED = (
+    *("causal", "banded-3", "strided-7", "global", "random-5", "blocks-5", "difference", "explicit", "columns-two"),
+    *("union-stride-window", "fixed", "packed-window", "neighborhood-dilated", "transposed-blocks"),
 )
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_backward(rng, name):
     check_backward(*backward_inputs(rng, N, N, 7, 5), case(name, N, N))
 
@@ -133,32 +140,63 @@ def test_lists_in_several_blocks(rng, most):
 @pytest.mark.parametrize("pattern", [Causal(), longformer(30, (0, 150)), dilated(40, 2)], ids=str)
 def test_several_steps(rng, pattern, place):
     """More keys than a step holds, and panels that are kept from step to step."""
-    arrays = [place(x) for x in backward_inputs(rng, 20, 210, 5, 3)]
+    arrays = [place(x) for x in backward_inputs(rng, 17, 210, 16, 16)]
     check_forward(*arrays[1:], pattern)
     check_backward(*arrays, pattern)
 
 
-@pytest.mark.parametrize("pattern", [Banded(9), Random(4)], ids=str)
-def test_what_is_not_finite(rng, pattern):
-    """Tiles are done a second time, with masked keys left out."""
-    arrays = backward_inputs(rng, 20, 20, 9, 3)
-    arrays[3][11, 1], arrays[2][17, 0] = np.nan, np.inf
+@pytest.mark.parametrize("d", [9, 17])
+@pytest.mark.parametrize("pattern", [Banded(9), Random(2)], ids=str)
+def test_what_is_not_finite(rng, pattern, d):
+    """Tiles are done a second time, and steps of a backward pair by pair, with masked keys left out."""
+    grad_out, query, key, value = backward_inputs(rng, N, N, d, 3)
+    value[11, 1], key[17, 0] = np.nan, np.inf
     with np.errstate(all="ignore"):
-        expected = attention(*arrays[1:], pattern)
+        out, lse = attention(query, key, value, pattern, return_lse=True)
+        arrays = grad_out, query, key, value, out, lse
+        expected = out, *attention_backward(*arrays, pattern)
         with INTERPRETER.running():
-            found = attention(*arrays[1:], pattern, num_threads=1)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    assert 0 < np.isfinite(expected).sum() < expected.size
+            found_out = attention(query, key, value, pattern, num_threads=1)
+            found = found_out, *attention_backward(*arrays, pattern, num_threads=1)
+    assert_close(found, expected, 1e-5 * np.abs(np.nan_to_num(out)).max())
+    assert all(0 < np.isfinite(x).sum() < x.size for x in expected[:3])
+
+
+@pytest.mark.parametrize("pattern", [Banded(9), Random(4)], ids=str)
+def test_an_output_of_columns_apart(rng, pattern):
+    arrays, (out, expected) = inputs(rng, 20, 20, 5, 6), np.empty((2, 6, 20), FLOAT32).swapaxes(1, 2)
+    attention(*arrays, pattern, out=expected)
+    with INTERPRETER.running():
+        attention(*arrays, pattern, out=out, num_threads=1)
+    assert_close([out], [expected], 1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("pattern", [PATTERNS["tiles"], PATTERNS["lists"]], ids=["tiles", "lists"])
 def test_options(rng, pattern, name):
-    arrays = backward_inputs(rng, N, N, 5, 3, leading=(2, 3))
-    arrays = tuple(x[:, :, :12] if x is arrays[0] or x is arrays[1] else x for x in arrays)
+    arrays = backward_inputs(rng, N, N, 16, 17, leading=(2, 3))
+    arrays = (*(x[:, :, :7] for x in arrays[:2]), *arrays[2:])
     check_forward(*arrays[1:], pattern, **OPTIONS[name])
     if name != "score_mod":  # its derivative is a matter of Numba's types
         check_backward(*arrays, pattern, **OPTIONS[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key_lengths": [31, 25], "key_starts": [5, 0]},
+        {"alibi_slopes": [0.5, 0.125, 0.25]},
+        {"alibi_slopes": [1e-8, 0.0, 1e-9], "q_offset": [1 << 24, 0]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pattern", [Columns(4, 1), Dense()], ids=str)
+def test_options_of_whole_columns(rng, pattern, options):
+    """Lists of keys that tiles share, some of which are not there; keys that all rows see; distances past float32."""
+    arrays = backward_inputs(rng, 9, N, 5, 3, leading=(2, 3))
+    given = {name: np.array(x) for name, x in options.items()}
+    check_forward(*arrays[1:], pattern, **given)
+    check_backward(*arrays, pattern, **given)
 
 
 # --- scores and decoding ----------------------------------------------------------------------------------------------
@@ -184,7 +222,7 @@ def test_decode(rng, name, dtype):
     expected = attention(query, key, value, pattern)
     with INTERPRETER.running():
         cache, found = KVCache(pattern, 2, 10, d_v=65, dtype=dtype), []
-        for begin, end in ((0, 20), *((t, t + 1) for t in range(20, N))):
+        for begin, end in ((0, 33), *((t, t + 1) for t in range(33, N))):
             cache.append(key[:, begin:end], value[:, begin:end])
             found.append(cache.attend(query[:, begin:end], num_threads=1))
     assert_close([np.concatenate(found, axis=1)], [expected], tolerance(dtype, N, 10, score_bound(query, key), 4))
@@ -217,13 +255,13 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("pattern", "kind", "spoil", "message"), TABLES.values(), ids=TABLES)
-def test_a_wrong_table_is_seen(rng, monkeypatch, pattern, kind, spoil, message):
+def test_a_wrong_table_is_seen(rng, pattern, kind, spoil, message):
     def addresses(plan, number):
         phase = plan.phases[number]
         return [Place.of(table) for table in (spoil(phase) if isinstance(phase, kind) else phase)]
 
-    with INTERPRETER.running(), pytest.raises(IndexError, match=message):
-        monkeypatch.setattr(Plan, "addresses", addresses)
+    seen = pytest.raises(IndexError, match=message)
+    with INTERPRETER.running(), patch.object(Plan, "addresses", addresses), seen:
         attention(*inputs(rng, N, N, 5), pattern, num_threads=1)
 
 
