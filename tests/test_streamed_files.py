@@ -638,7 +638,20 @@ def test_a_store_that_is_read_only_is_refused(tmp_path, rng):
 
 def test_the_example_runs_small(tmp_path):
     example = Path(__file__).parents[1] / "docs" / "examples" / "out_of_core.py"
-    options = ["--tokens", "70000", "--d", "16", "--window", "9", "--memory-tokens", "4096", "--limit-gb", "0.2"]
+    options = [
+        "--tokens",
+        "70000",
+        "--d",
+        "16",
+        "--window",
+        "9",
+        "--memory-tokens",
+        "4096",
+        "--limit-gb",
+        "0.2",
+        "--rounds",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, str(example), *options, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
     )
