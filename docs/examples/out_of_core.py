@@ -196,9 +196,8 @@ def run(folder: Path, n: int, d: int, pattern: Banded, options: argparse.Namespa
         "of the disk": min(disk) / seconds,
         "private bytes": most - before,
     }
-    print(
-        f"in files: {', '.join(f'{x:.1f}' for x in calls)} s; at best {pairs / seconds / 1e9:.2f} G pairs/s, {4 * n_bytes / seconds / 1e9:.2f} GB/s"
-    )
+    print(f"in files: {', '.join(f'{x:.1f}' for x in calls)} s")
+    print(f"at best {pairs / seconds / 1e9:.2f} G pairs/s, {4 * n_bytes / seconds / 1e9:.2f} GB/s")
     print(
         f"kernel in memory: {few / in_memory / 1e9:.2f} G pairs/s; that many pairs in {pairs / few * in_memory:.1f} s"
     )
