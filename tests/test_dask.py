@@ -1,7 +1,9 @@
 """Attention on Dask arrays: right, lazy, typed, the same on every scheduler; and only what is needed travels."""
 
+import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import dask
 import dask.array as da
@@ -319,3 +321,59 @@ def test_it_agrees_with_the_call_in_memory(rng):
     for pattern in (Banded(64), Strided(71), streaming(4, 200)):
         expected = subquad.attention(x, x, x, pattern)
         np.testing.assert_allclose(attention(chunked, chunked, chunked, pattern).compute(), expected, atol=1e-5)
+
+
+# --- compute ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(rng):
+    """Chunks along every axis that may have them, and results that are merged."""
+    query, key, value = inputs(rng, 60, 60, 8, leading=(2, 4), kv_leading=(2, 4), dtype=FLOAT32)
+    chunked = [da.from_array(x, chunks=(1, 2, 25, 8)) for x in (query, key, value)]
+    return attention(*chunked, Banded((20, 3)) | Global([0, 31]), return_lse=True)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "sync", "processes"])
+def test_compute_gives_what_dask_joins_itself(several, scheduler):
+    """Alone, an array is put together in place; of two at once, Dask joins the chunks."""
+    together = dask.compute(*several, scheduler="synchronous")
+    for lazy, joined in zip(several, together, strict=True):
+        alone = lazy.compute(scheduler=scheduler, num_workers=2)
+        assert_same_bits(alone, joined)
+        assert alone.flags.writeable
+        assert alone.flags.c_contiguous
+
+
+def test_compute_in_place_keeps_no_chunks(rng):
+    """Dask's own way holds all chunks beside the result: twice its bytes."""
+    x = da.from_array(rng.standard_normal((1 << 15, 64), dtype=np.float32), chunks=(1 << 11, 64))
+    lazy = attention(x, x, x, Banded(3))
+    lazy.compute(scheduler="sync")
+    peaks = []
+    for call in (lambda: lazy.compute(scheduler="sync"), lambda: dask.compute(lazy, scheduler="sync")):
+        tracemalloc.start()
+        call()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 1.4 * lazy.nbytes
+    assert peaks[1] > 1.9 * lazy.nbytes
+
+
+def test_keywords_of_compute(several):
+    out, lse = several
+    expected = dask.compute(out, scheduler="sync")[0]
+    assert_same_bits(out.compute(scheduler="sync", optimize_graph=False), expected)
+    assert_same_bits(out.compute(scheduler="threads", traverse=False), expected)
+    assert_same_bits(np.asarray(out), expected)
+    assert_same_bits(out[0, 1:, 7:].compute(), expected[0, 1:, 7:])
+    assert_same_bits(pickle.loads(pickle.dumps(lse)).compute(), lse.compute())
+    with pytest.raises(ValueError, match="Expected one of"):
+        out.compute(scheduler="nowhere")
+
+
+def test_an_error_in_a_task_comes_out(rng):
+    x = da.from_array(rng.standard_normal((40, 8)), chunks=(10, 8))
+    broken = x.map_blocks(lambda block: 1 // 0, dtype=x.dtype, meta=x._meta)
+    with pytest.raises(ZeroDivisionError):
+        attention(x, broken, x, Banded(2)).compute(scheduler="threads")

@@ -638,12 +638,27 @@ def test_a_store_that_is_read_only_is_refused(tmp_path, rng):
 
 def test_the_example_runs_small(tmp_path):
     example = Path(__file__).parents[1] / "docs" / "examples" / "out_of_core.py"
-    options = ["--tokens", "70000", "--d", "16", "--window", "9", "--memory-tokens", "4096", "--limit-gb", "0.2"]
+    options = [
+        "--tokens",
+        "70000",
+        "--d",
+        "16",
+        "--window",
+        "9",
+        "--memory-tokens",
+        "4096",
+        "--limit-gb",
+        "0.2",
+        "--rounds",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, str(example), *options, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "4 files of 0.00 GB" in done.stdout
     assert "70,000 of 70,000 rows" in done.stdout
-    assert done.stdout.endswith("50 rows agree\n")
+    assert "50 rows agree\n" in done.stdout
+    assert "GB at most, of 0.20 GB" in done.stdout
+    assert "60% of the kernel or 80% of the disk, whichever is less: " in done.stdout.splitlines()[-1]
     assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 from subquad.dask import work
 from subquad.dask.arrays import Chunks, Given
 from subquad.dask.pieces import Chosen, Group, Needs, Partition
+from subquad.dask.result import Result
 
 Key = tuple[Any, ...]
 _FAN_IN = 8  # gradients added up by one task
@@ -77,7 +78,7 @@ class Graph:
         below = HighLevelGraph.from_collections(self.name, self.tasks, dependencies=self.inputs)
         graph = HighLevelGraph({**below.layers, name: layer}, {**below.dependencies, name: {self.name}})
         meta = np.empty((0,) * len(chunks), dtype)
-        return da.Array(graph, name, tuple(chunks), meta=meta)  # type: ignore[no-untyped-call]
+        return Result(graph, name, tuple(chunks), meta=meta)  # type: ignore[no-untyped-call]
 
 
 def chunk_of(x: Any, at: Sequence[int]) -> TaskRef:

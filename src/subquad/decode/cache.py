@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from subquad import checks
 from subquad.decode.chunks import Rows
+from subquad.decode.options import StepOptions, checked_table
 from subquad.decode.reach import Reach
 from subquad.decode.slots import Sizes, Slots
-from subquad.decode.steps import compute_dtype
+from subquad.decode.steps import Call, checked_dtype, compute_dtype
 from subquad.inputs import Array, checked_pattern, checked_scale
 from subquad.patterns.base import Pattern
 from subquad.threads import thread_count
 
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _AT_ONCE = 64 << 20  # bytes: a ring up to this size is allocated whole, so that its size never changes
 _FEWEST = 64  # slots of a ring of which only time tells how large it must be
 
@@ -92,7 +92,7 @@ class KVCache:
         self._pattern = checked_pattern(pattern)
         heads, d = checks.integer(heads, "heads", 1), checks.integer(d, "d", 1)
         d_v = d if d_v is None else checks.integer(d_v, "d_v", 1)
-        self._dtype = _checked_dtype(dtype)
+        self._dtype = checked_dtype(dtype)
         self._max_rewind = checks.integer(max_rewind, "max_rewind", 0)
         self._capacity = None if capacity is None else checks.integer(capacity, "capacity", 1)
         self._reach = Reach(pattern, self._capacity)
@@ -214,6 +214,7 @@ class KVCache:
         scale: float | None = ...,
         return_lse: Literal[False] = ...,
         num_threads: int | None = ...,
+        **options: Unpack[StepOptions],
     ) -> Array: ...
 
     @overload
@@ -224,6 +225,7 @@ class KVCache:
         scale: float | None = ...,
         return_lse: Literal[True],
         num_threads: int | None = ...,
+        **options: Unpack[StepOptions],
     ) -> tuple[Array, Array]: ...
 
     def attend(
@@ -233,6 +235,7 @@ class KVCache:
         scale: float | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
+        **options: Unpack[StepOptions],
     ) -> Array | tuple[Array, Array]:
         """Attention of the last m positions over all keys so far that the pattern allows them.
 
@@ -243,6 +246,10 @@ class KVCache:
             long as their keys are held.
         scale, return_lse, num_threads
             As in `attention`. The result does not depend on the number of threads.
+        softcap : float, optional
+        alibi_slopes, sinks : array, shape (query heads,), optional
+            As in `attention`. Its other options are refused: they belong to batches, to training, or go by the number
+            of a row in its call.
 
         Returns
         -------
@@ -269,7 +276,11 @@ class KVCache:
             factor = checked_scale(scale, self._d, compute_dtype(self._dtype))
         if num_threads is not None:
             num_threads = thread_count(num_threads)
-        out, lse = self._rows.attend(q, self._slots, factor, return_lse, num_threads)
+        call = Call(factor, num_threads)
+        if options:
+            head = checked_table(options, q.shape[0], self._heads, compute_dtype(self._dtype))
+            call = Call(factor, num_threads, options, head)
+        out, lse = self._rows.attend(q, self._slots, return_lse, call)
         out = out.astype(self._dtype, copy=False)
         return out if lse is None else (out, lse)
 
@@ -378,17 +389,3 @@ class KVCache:
             raise ValueError(
                 f"{self._pattern!r} has rows from position {size.shift} on; got a query at position {n - m}"
             )
-
-
-def _checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    try:
-        if dtype == "bfloat16":
-            from ml_dtypes import bfloat16 as dtype
-        found = np.dtype(dtype).newbyteorder("=")
-    except ImportError:
-        raise ImportError('bfloat16 is a dtype of ml_dtypes: pip install "subquad[half]"') from None
-    except TypeError:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16; got {dtype!r}") from None
-    if found.name not in _DTYPES:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16; got {found}")
-    return found

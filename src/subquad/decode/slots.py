@@ -134,34 +134,39 @@ class Slots:
             found.append(y)
         return found[0], found[1]
 
-    def of_intervals(self, keys: Intervals) -> tuple[list[int], list[int]]:
-        """Starts and counts of the stretches of slots in which intervals of keys lie, in the order of the keys."""
-        starts, counts, ring, first = [], [], self.ring, self.first
+    def of_intervals(self, keys: Intervals, position: int) -> tuple[list[int], list[int], list[int]]:
+        """Starts and counts of the stretches of slots in which intervals of keys lie, in the order of the keys.
+
+        And how far from a position the first key of each stands.
+        """
+        starts, counts, behind, ring, first = [], [], [], self.ring, self.first
         for start, stop in keys:
             if start < first:
                 end = min(stop, first)
                 at = bisect.bisect_left(self.pinned, start)
                 starts.append(ring + at)
                 counts.append(end - start)
+                behind.append(start - position)
                 start = end
             while start < stop:
                 slot = start % ring
                 n_keys = min(stop - start, ring - slot)
                 starts.append(slot)
                 counts.append(n_keys)
+                behind.append(start - position)
                 start += n_keys
-        return starts, counts
+        return starts, counts, behind
 
-    def of_keys(self, keys: Ints) -> tuple[Ints, Ints]:
+    def of_keys(self, keys: Ints, position: int) -> tuple[Ints, Ints, Ints]:
         """The same of a list of keys."""
         slots = keys % self.ring
         older = int(np.searchsorted(keys, self.first))
         if older:
             slots[:older] = self.ring + np.searchsorted(np.frombuffer(self.pinned, np.int64), keys[:older])
         if not len(slots):
-            return slots, slots
+            return slots, slots, slots
         breaks = np.concatenate(([0], np.nonzero(np.diff(slots) != 1)[0] + 1, [len(slots)]))
-        return slots[breaks[:-1]], np.diff(breaks)
+        return slots[breaks[:-1]], np.diff(breaks), keys[breaks[:-1]] - position
 
 
 def _allocate(heads: int, d: int, d_v: int, dtype: np.dtype[Any], n_slots: int) -> Store:

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from subquad.decode.options import StepOptions
 from subquad.inputs import Array, empty
 from subquad.kernels import layout, load
 from subquad.kernels.build import widens
@@ -24,6 +26,7 @@ _SHARED_FLOPS = 4e6  # from here on threads are worth waking
 _TASKS_A_THREAD = 4
 _WIDENED_BYTES = 8 << 20  # of half precision, made float32 at a time
 _LINE = 64  # bytes
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _LEAST_SCRATCH, _MOST_SCRATCH = 1 << 15, 1 << 20  # bytes that a thread keeps from step to step
 
 
@@ -38,8 +41,9 @@ def place(x: Array) -> int:
 class RowSlots(NamedTuple):
     """The slots of some query rows, as stretches in the order of their keys.
 
-    Stretches ``row_ptr[i] <= b < row_ptr[i + 1]`` belong to row i; each is `counts[b]` slots from `starts[b]` on. The
-    three lie one after another in `table`.
+    Stretches ``row_ptr[i] <= b < row_ptr[i + 1]`` belong to row i; each is `counts[b]` slots from `starts[b]` on, and
+    the first of its keys stands `behind[b]` from the row, below 0 for an earlier one. The four lie one after another
+    in `table`.
     """
 
     table: Ints
@@ -49,31 +53,36 @@ class RowSlots(NamedTuple):
 
     @property
     def starts(self) -> Ints:
-        return self.table[self.rows + 1 : (len(self.table) + self.rows + 1) // 2]
+        return self.table[self.rows + 1 : self.rows + 1 + self.stretches]
 
     @property
     def counts(self) -> Ints:
-        return self.table[(len(self.table) + self.rows + 1) // 2 :]
+        return self.table[self.rows + 1 + self.stretches : self.rows + 1 + 2 * self.stretches]
+
+    @property
+    def stretches(self) -> int:
+        return (len(self.table) - self.rows - 1) // 3
 
     @classmethod
-    def of_lists(cls, rows: Iterable[tuple[list[int], list[int]]]) -> RowSlots:
-        """From the starts and counts of each row, a handful of either."""
-        row_ptr, starts, counts, longest, total = [0], [], [], 0, 0
-        for its_starts, its_counts in rows:
+    def of_lists(cls, rows: Iterable[tuple[list[int], list[int], list[int]]]) -> RowSlots:
+        """From the starts, counts and distances of each row, a handful of each."""
+        row_ptr, starts, counts, behind, longest, total = [0], [], [], [], 0, 0
+        for its_starts, its_counts, its_behind in rows:
             starts += its_starts
             counts += its_counts
+            behind += its_behind
             row_ptr.append(len(starts))
             n_keys = sum(its_counts)
             longest, total = max(longest, n_keys), total + n_keys
-        return cls(np.array(row_ptr + starts + counts, np.int64), len(row_ptr) - 1, longest, total)
+        return cls(np.array(row_ptr + starts + counts + behind, np.int64), len(row_ptr) - 1, longest, total)
 
     @classmethod
-    def of_arrays(cls, rows: Iterable[tuple[Ints, Ints]]) -> RowSlots:
+    def of_arrays(cls, rows: Iterable[tuple[Ints, Ints, Ints]]) -> RowSlots:
         """The same from arrays."""
-        starts, counts = zip(*rows, strict=True)
+        starts, counts, behind = zip(*rows, strict=True)
         row_ptr = np.concatenate(([0], np.cumsum([len(x) for x in starts])))
         n_keys = [int(x.sum()) for x in counts]
-        return cls(np.concatenate((row_ptr, *starts, *counts)), len(starts), max(n_keys), sum(n_keys))
+        return cls(np.concatenate((row_ptr, *starts, *counts, *behind)), len(starts), max(n_keys), sum(n_keys))
 
 
 class Store(NamedTuple):
@@ -92,6 +101,21 @@ class Store(NamedTuple):
         return Store.of, (self.key, self.value)  # a copy lies elsewhere
 
 
+def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """What a cache may hold."""
+    try:
+        if dtype == "bfloat16":
+            from ml_dtypes import bfloat16 as dtype
+        found = np.dtype(dtype).newbyteorder("=")
+    except ImportError:
+        raise ImportError('bfloat16 is a dtype of ml_dtypes: pip install "subquad[half]"') from None
+    except TypeError:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16; got {dtype!r}") from None
+    if found.name not in _DTYPES:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16; got {found}")
+    return found
+
+
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What a dtype is computed in."""
     return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
@@ -103,40 +127,56 @@ def results(shape: tuple[int, ...], d_v: int, dtype: np.dtype[Any], with_lse: bo
     return out, empty(shape[:2], dtype, "lse") if with_lse else None
 
 
-def run(
-    q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, scale: float, num_threads: int | None
-) -> None:
+class Call(NamedTuple):
+    """What is asked for beside the rows."""
+
+    scale: float
+    num_threads: int | None
+    options: StepOptions | None = None
+    head: Ints | None = None  # the options as kernels take them, (query heads, HEAD_COLUMNS); None without any
+
+    def without_sinks(self) -> Call:
+        """The same for a part of the keys, where another part has the sinks."""
+        if self.head is None:
+            return self
+        head = self.head.copy()
+        head.view(np.float64)[:, layout.SINK] = -np.inf
+        return self._replace(head=head)
+
+
+def run(q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, call: Call) -> None:
     """Write the attention of the rows of q (query heads, rows, d) into `out` and `lse`, both side by side."""
     q = q if q.flags.c_contiguous and q.flags.aligned else np.array(q, order="C")
     if q.dtype == out.dtype or widens(store.dtype_name):
-        _run(q, store, lists, out, lse, scale, num_threads)
+        _run(q, store, lists, out, lse, call)
     else:
-        _run_widened(q.astype(out.dtype), store, lists, out, lse, scale, num_threads)
+        _run_widened(q.astype(out.dtype), store, lists, out, lse, call)
 
 
-def _run(
-    q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, scale: float, num_threads: int | None
-) -> None:
+def _run(q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, call: Call) -> None:
     (heads, n_slots, d), d_v = store.key.shape, out.shape[2]
     group, rows, itemsize = q.shape[0] // heads, lists.rows, out.itemsize
     table = place(lists.table)
-    starts = table + 8 * (rows + 1)
-    counts = starts + 4 * (len(lists.table) - rows - 1)
+    starts, step = table + 8 * (rows + 1), 8 * lists.stretches
     sums = 0 if lse is None else place(lse)
+    _, geometry, head = _constants(d, d_v, lse is not None)
+    longest, head_step, ints = lists.longest, 0, lists.longest
+    if call.head is not None:
+        head, head_step, ints = place(call.head), layout.HEAD_COLUMNS, 2 * longest + 1
     places = (
-        place(q), *store.places, place(out), sums, scale, *_constants(d, d_v, lse is not None)[1:],
-        table, starts, counts,
+        place(q), *store.places, place(out), sums, call.scale, geometry, head,
+        table, starts, starts + step, starts + 2 * step,
     )  # fmt: skip
-    sizes = n_slots, rows, group, lists.longest
+    sizes = n_slots, rows, group, longest, head_step
     kernel = load("decode", store.dtype_name)
 
     lanes = layout.lanes_of(itemsize)
-    floats = lanes + 5 * max(d, d_v) + group * (-(-lists.longest // lanes) * lanes)
+    floats = lanes + 5 * max(d, d_v) + group * (-(-longest // lanes) * lanes)
     float_bytes = -(-floats * itemsize // _LINE) * _LINE
-    n_tasks, threads = _tasks(2.0 * (d + d_v) * q.shape[0] * lists.total, heads * rows, num_threads)
+    n_tasks, threads = _tasks(2.0 * (d + d_v) * q.shape[0] * lists.total, heads * rows, call.num_threads)
 
     def do(task: int) -> None:
-        at, _, _memory = _scratch(float_bytes + 8 * lists.longest)
+        at, _, _memory = _scratch(float_bytes + 8 * ints)
         first, last = heads * rows * task // n_tasks, heads * rows * (task + 1) // n_tasks
         kernel(*places, at, at + float_bytes, *sizes, first, last)
 
@@ -185,9 +225,7 @@ def _tasks(flops: float, n_rows: int, num_threads: int | None) -> tuple[int, int
     return max(1, min(wanted, n_rows)), threads
 
 
-def _run_widened(
-    q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, scale: float, num_threads: int | None
-) -> None:
+def _run_widened(q: Array, store: Store, lists: RowSlots, out: Array, lse: Array | None, call: Call) -> None:
     """The same where the processor cannot widen halves: slots that are read become float32, a few heads at a time."""
     (heads, n_slots, d), d_v = store.key.shape, out.shape[2]
     depth = np.zeros(n_slots + 1, np.int64)
@@ -202,7 +240,8 @@ def _run_widened(
         some, of_query = slice(first, first + step), slice(first * group, (first + step) * group)
         its = Store.of(*(_widened(x[some], used) for x in store[:2]))
         sums = None if lse is None else lse[of_query]
-        _run(q[of_query], its, near, out[of_query], sums, scale, num_threads)
+        head = None if call.head is None else call.head[of_query]
+        _run(q[of_query], its, near, out[of_query], sums, call._replace(head=head))
 
 
 def _widened(x: Array, used: Ints) -> Array:

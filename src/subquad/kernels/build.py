@@ -26,7 +26,7 @@ SIGNATURES = {
     "gathered": "xxxxcfiiiicinn",
     "tiled_wide": "xxxccfiiiiiiucinn",  # halves into an output that is none, for phases to come
     "gathered_wide": "xxxccfiiiicinn",
-    "decode": "xxxccfiiiiicinnnnnn",
+    "decode": "xxxccfiiiiiicinnnnnnn",
     "scores": "xxcfiiicnn",
     "tiled_backward": "xxxxcccccfiiiiiiucinnnn",
     "gathered_backward": "xxxxccccfiiiicinn",

@@ -20,7 +20,7 @@ BLOCK = 32
 
 
 @device
-def expand_slots(slots, starts, counts, begin, stop):
+def expand(slots, starts, counts, begin, stop):
     """slots = starts[b], starts[b] + 1, ... (counts[b] of them), then the same of the next stretch; how many in all."""
     n_keys = np.int64(0)
     for b in range(begin, stop):
@@ -87,8 +87,8 @@ def add_in_order(o, p, y, slots, begin, stop, width, spare):
 
 
 def forward_decode(
-    q, k, v, out, lse, scale, geometry, head, row_ptr, starts, counts, floats, slots, n_slots, rows, group, longest,
-    first, last,
+    q, k, v, out, lse, scale, geometry, head, row_ptr, starts, counts, behind, floats, ints, n_slots, rows, group,
+    longest, head_step, first, last,
 ):  # fmt: skip
     """out[h, i] = softmax(scale q[h, i] . K[h // group, row i]) V[h // group, row i], rows first <= x < last of all.
 
@@ -96,20 +96,25 @@ def forward_decode(
 
     q, k, v      as they are stored: (key heads * group, rows, d), (key heads, n_slots, d or d_v), side by side
     out, lse     as they are computed: (key heads * group, rows, d_v), (key heads * group, rows)
-    head         a row of options, none of which is taken
+    head         options of query head h from h head_step on: of these SINK, and what changes scores
     row_ptr      (rows + 1,): stretches row_ptr[i] <= b < row_ptr[i + 1] belong to row i
     starts, counts  slots starts[b] <= slot < starts[b] + counts[b] are those of the next counts[b] keys of the row
-    slots        scratch for the `longest` row
+    behind       the same keys as their distances from the row, 0 for its own and below 0 for earlier ones
+    ints         scratch: slots of the `longest` row; where scores are changed, its distances and a word as well
     """
     d, d_v = geometry[layout.D], geometry[layout.D_V]
     lanes = width_of(q)
     spare, s = floats, at(floats, lanes + 5 * max(d, d_v))
     padded = (longest + lanes - 1) // lanes * lanes
+    slots, keys_behind, here = ints, at(ints, longest), at(ints, 2 * longest)
     for x in range(first, last):
         of, i = x // rows, x % rows
         keys, values = at(k, of * n_slots * d), at(v, of * n_slots * d_v)
         row = of * group * rows + i  # of the first head of the group; the others' lie `rows` apart
-        n_keys = expand_slots(slots, starts, counts, row_ptr[i], row_ptr[i + 1])
+        n_keys = expand(slots, starts, counts, row_ptr[i], row_ptr[i + 1])
+        if at(head, of * group * head_step)[layout.MODIFIES] != 0:
+            expand(keys_behind, behind, counts, row_ptr[i], row_ptr[i + 1])
+            here[0] = 0
         for e in range(0, n_keys, BLOCK):
             stop = min(e + BLOCK, n_keys)
             scores_in_order(s, at(q, row * d), keys, slots, e, stop, d, spare)
@@ -119,7 +124,8 @@ def forward_decode(
         for r in range(group):
             place = row + r * rows
             scores, its_out, its_lse = at(s, r * padded), at(out, place * d_v), at(lse, place)
-            weigh_list(scores, n_keys, scale, slots, slots, its_out, its_lse, spare, geometry, head)
+            its_head = at(head, (of * group + r) * head_step)
+            weigh_list(scores, n_keys, scale, here, keys_behind, its_out, its_lse, spare, geometry, its_head)
         for e in range(0, n_keys, BLOCK):
             stop = min(e + BLOCK, n_keys)
             add_in_order(at(out, row * d_v), s, values, slots, e, stop, d_v, spare)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from subquad.inputs import Array
+from subquad.streamed.direct import DirectFile
 
 PIECE_BYTES = 4 << 20  # read or written at a time
-_AHEAD_BYTES = 1 << 20  # from such a piece on, the one after it is asked for ahead
+_LONG_BYTES = 1 << 20  # such a piece is read past the page cache, or the one after it asked for ahead
 _SAMPLES, _SAMPLE_ROWS = 16, 8  # of an array's fingerprint
 
 Rows = tuple[int, int]  # first and one past the last
@@ -107,7 +108,7 @@ class Stored:
 
     def close(self) -> None:
         if self.file is not None:
-            os.close(self.file.fd)
+            self.file.close()
 
     def _pieces(self, heads: slice, rows: Rows) -> Iterator[tuple[int | slice, int | slice, Rows]]:
         """Heads, their place in a buffer and rows, a piece at a time; pieces end where chunks do."""
@@ -129,11 +130,12 @@ class _File:
     """The file behind a memory-mapped array, and where in it each row lies."""
 
     def __init__(
-        self, path: Path, origin: int, shape: tuple[int, ...], strides: tuple[int, ...], writable: bool
+        self, path: Path, origin: int, shape: tuple[int, ...], strides: tuple[int, ...], writable: bool, address: int
     ) -> None:
         self.path, self.origin, self.strides, self.row = path, origin, strides, strides[2]
         self.stop = self.place(shape[0] - 1, shape[1] - 1, shape[2])
         self.fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        self.address, self.direct = address, DirectFile(path)  # where row 0 is mapped
 
     @classmethod
     def behind(cls, array: Array, missing: int, n_axes: int) -> _File | None:
@@ -149,7 +151,7 @@ class _File:
         if not lies_so or not array.size or not _is_mapped_at(Path(mapped.filename), _address(mapped)):
             return None
         origin = mapped.offset + _address(array) - _address(mapped)
-        return cls(Path(mapped.filename), origin, shape, strides, bool(array.flags.writeable))
+        return cls(Path(mapped.filename), origin, shape, strides, bool(array.flags.writeable), _address(array))
 
     def place(self, batch: int, head: int, first: int) -> int:
         return self.origin + batch * self.strides[0] + head * self.strides[1] + first * self.row
@@ -169,8 +171,6 @@ class _File:
         place = self.place(batch, head, rows[0])
         if into.dtype == of.dtype and into.flags.c_contiguous:
             self._fill(bytes_of(into), place, of.name)
-            if into.nbytes >= _AHEAD_BYTES:  # the disk goes on with what comes next
-                os.posix_fadvise(self.fd, place + into.nbytes, into.nbytes, os.POSIX_FADV_WILLNEED)
             return
         step = max(1, PIECE_BYTES // 2 // max(1, self.row))
         for at in range(0, rows[1] - rows[0], step):
@@ -179,7 +179,10 @@ class _File:
             into[at : at + step] = part
 
     def _fill(self, target: memoryview, place: int, name: str) -> None:
-        done = 0
+        long = len(target) >= _LONG_BYTES
+        done = self.direct.fill(target, place, self.address + place - self.origin) if long else 0
+        if long and done < len(target):  # the disk goes on with what comes next
+            os.posix_fadvise(self.fd, place + len(target), len(target), os.POSIX_FADV_WILLNEED)
         while done < len(target):
             count = os.preadv(self.fd, [target[done:]], place + done)
             if count == 0:
@@ -195,6 +198,10 @@ class _File:
 
     def sync(self) -> None:
         os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.direct.close()
 
 
 def bytes_of(x: Array) -> memoryview:
