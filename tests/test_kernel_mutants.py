@@ -64,7 +64,10 @@ BACKWARD = {
 }
 DECODE = {
     "values of the first head": ("at(v, of * n_slots * d_v)", "at(v, 0)"),
-    "stretches run together": ("row_ptr[i], row_ptr[i + 1])", "row_ptr[i], row_ptr[i] + 1)"),
+    "stretches run together": (
+        "starts, counts, row_ptr[i], row_ptr[i + 1])",
+        "starts, counts, row_ptr[i], row_ptr[i] + 1)",
+    ),
 }
 
 
