@@ -55,8 +55,10 @@ class Place(int):
         array, offset = self.array, int(self) - Place.of(self.array)
         if array.ndim < 3:
             return array
-        heads = np.ndindex(*array.shape[:2])
-        return array[next(at for at in heads if np.dot(at, array.strides[:2]) == offset)]
+        for at in np.ndindex(*array.shape[:2]):
+            if np.dot(at, array.strides[:2]) == offset:
+                return array[at]
+        raise IndexError(f"no head of an array of shape {array.shape}, strides {array.strides} begins at byte {offset}")
 
 
 class _Loader(SourceFileLoader):

@@ -52,12 +52,12 @@ class Memory:
 class Pointer:
     """A place in memory, as elements of one type. `count` is shared by all: numbers read and written."""
 
-    __slots__ = ("dtype", "memory", "name", "size", "start", "values", "writable")
+    __slots__ = ("dtype", "integers", "memory", "name", "size", "start", "values", "writable")
     count = 0
 
     def __init__(self, memory, dtype, start, name, writable):
         self.memory, self.dtype, self.start, self.name, self.writable = memory, dtype, start, name, writable
-        self.values, self.size = memory.seen_as(dtype), dtype.itemsize
+        self.values, self.size, self.integers = memory.seen_as(dtype), dtype.itemsize, dtype.kind in "iu"
 
     def at(self, offset, dtype=None):
         start, dtype = self.start + int(offset), dtype or self.dtype
@@ -75,18 +75,23 @@ class Pointer:
         return self.values[first : first + count]
 
     def write(self, index, values):
-        first, count = self.start + int(index), len(values)
+        first, count, written = self.start + int(index), len(values), self.memory.written
         begin, end = first * self.size, (first + count) * self.size
         if not self.writable:
             self._refuse("writes to the input", index, count)
-        self._check("writes outside of", index, count)
+        if begin < 0 or end > len(written) or written.find(0, begin, end) >= 0:
+            self._check("writes outside of", index, count)
+            written[begin:end] = b"\1" * (end - begin)
         Pointer.count += count
-        self.memory.written[begin:end] = b"\1" * (end - begin)
         self.values[first : first + count] = values
 
     def __getitem__(self, index):
-        one = self.view(index, 1)
-        return int(one[0]) if self.dtype.kind in "iu" else one[0]
+        first, written = self.start + int(index), self.memory.written
+        begin, end = first * self.size, (first + 1) * self.size
+        if begin < 0 or end > len(written) or written.find(0, begin, end) >= 0:
+            self.view(index, 1)  # says what is wrong
+        Pointer.count += 1
+        return self.values.item(first) if self.integers else self.values[first]
 
     def __setitem__(self, index, value):
         if self.dtype == np.int32:

@@ -175,7 +175,7 @@ def test_an_output_of_columns_apart(rng, pattern):
 @pytest.mark.parametrize("pattern", [PATTERNS["tiles"], PATTERNS["lists"]], ids=["tiles", "lists"])
 def test_options(rng, pattern, name):
     arrays = backward_inputs(rng, N, N, 16, 17, leading=(2, 3))
-    arrays = (*(x[:, :, :7] for x in arrays[:2]), *arrays[2:])
+    arrays = (*(x[:, :, :5] for x in arrays[:2]), *arrays[2:])
     check_forward(*arrays[1:], pattern, **OPTIONS[name])
     if name != "score_mod":  # its derivative is a matter of Numba's types
         check_backward(*arrays, pattern, **OPTIONS[name])
@@ -193,7 +193,7 @@ def test_options(rng, pattern, name):
 @pytest.mark.parametrize("pattern", [Columns(4, 1), Dense()], ids=str)
 def test_options_of_whole_columns(rng, pattern, options):
     """Lists of keys that tiles share, some of which are not there; keys that all rows see; distances past float32."""
-    arrays = backward_inputs(rng, 9, N, 5, 3, leading=(2, 3))
+    arrays = backward_inputs(rng, 7, N, 16, 8, leading=(2, 3))
     given = {name: np.array(x) for name, x in options.items()}
     check_forward(*arrays[1:], pattern, **given)
     check_backward(*arrays, pattern, **given)
@@ -222,7 +222,7 @@ def test_decode(rng, name, dtype):
     expected = attention(query, key, value, pattern)
     with INTERPRETER.running():
         cache, found = KVCache(pattern, 2, 10, d_v=65, dtype=dtype), []
-        for begin, end in ((0, 33), *((t, t + 1) for t in range(33, N))):
+        for begin, end in ((0, 35), *((t, t + 1) for t in range(35, N))):
             cache.append(key[:, begin:end], value[:, begin:end])
             found.append(cache.attend(query[:, begin:end], num_threads=1))
     assert_close([np.concatenate(found, axis=1)], [expected], tolerance(dtype, N, 10, score_bound(query, key), 4))
