@@ -90,19 +90,7 @@ pygments_style = "friendly"
 pygments_dark_style = "native"
 
 
-#: Pages of the guide that come with parts of the library.
-PAGES_OF_PARTS = ("options", "decode", "out_of_core", "dask", "scaling", "huggingface", "natten")
-
-
-def without_missing_pages(app: Any, docname: str, source: list[str]) -> None:
-    """List in index.md only the pages that are there."""
-    if docname == "index":
-        missing = [name for name in PAGES_OF_PARTS if not (HERE / f"{name}.md").exists()]
-        source[0] = "\n".join(line for line in source[0].splitlines() if line not in missing)
-
-
 def setup(app: Any) -> None:
     """Draw what the pages show before they are read."""
     os.environ.setdefault("MPLBACKEND", "agg")
     pictures.build(HERE / "_generated")
-    app.connect("source-read", without_missing_pages)
