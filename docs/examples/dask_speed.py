@@ -9,8 +9,8 @@ What Dask costs on one machine: the same attention in memory and on Dask arrays,
 
 *persist* leaves the result in chunks; *compute* makes one array, into which each task puts its chunk. *joined* is the
 same by `dask.compute`, which keeps all chunks and joins them at the end, as it must where they come from other
-processes. All are called once in a round, in any order; the figures are medians
-of the ratios of one round, by the clock and by processor time.
+processes. All are called once in a round, in any order; the figures are medians of the ratios of one round, by the
+clock and by processor time.
 """
 
 from __future__ import annotations
