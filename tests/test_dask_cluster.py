@@ -57,6 +57,7 @@ def lazy(seed, pause=0.0):
 
 def halves(client, seed):
     """The same array in memory, its first half on one worker and the second on the other."""
+    client.wait_for_workers(2, timeout=60)  # one may have been killed by another test
     whole, workers = lazy(seed), sorted(client.scheduler_info()["workers"])
     cuts = [(0, N // 2), (N // 2, N)]
     parts = [client.persist(whole[a:b], workers=[w]) for w, (a, b) in zip(workers, cuts, strict=True)]

@@ -1,6 +1,6 @@
 """What a user's surroundings may be: several processes on a cold cache, `tracemalloc`, Numba's own settings."""
 
-from __future__ import annotations
+from __future__ import itertools
 
 import os
 import subprocess
@@ -75,11 +75,12 @@ def test_a_call_under_tracemalloc_leaves_nothing_behind(rng):
     tracemalloc.start()
     try:
         held = []
-        for _ in range(3):
+        for _ in range(5):
             for _ in range(50):
                 assert_same_bits(attention(*arrays, case("longformer", 97, 97), num_threads=2), expected)
             held.append(tracemalloc.get_traced_memory()[0])
-        assert held[2] - held[1] < 20_000, held
+        # what a call leaves behind it leaves every time; threads of other tests may take memory meanwhile
+        assert min(after - before for before, after in itertools.pairwise(held)) < 10_000, held
     finally:
         tracemalloc.stop()
 
