@@ -1,7 +1,8 @@
 """What a user's surroundings may be: several processes on a cold cache, `tracemalloc`, Numba's own settings."""
 
-from __future__ import itertools
+from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
