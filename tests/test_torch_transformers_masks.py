@@ -117,16 +117,22 @@ def test_chunks(left, n_q, past, dropped):
         assert any((9 - n) // 4 != (10 - n) // 4 and (dropped - n) % 4 for n in left)
 
 
+def packed(function, positions, ids):
+    """A mask of several sequences in one, as the library joins it."""
+    remapped = hf.remap_positions_for_packed_sequence(function, positions)
+    return hf.and_masks(hf.packed_sequence_mask_function(ids), remapped)
+
+
 def test_packed_positions():
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12]])
     ids = hf.find_packed_sequence_indices(positions)
     for inner in ("causal", "window", "window both ways", "both ways"):
-        function = hf.packed_sequence_compatibility_function(FUNCTIONS[inner], positions, ids)
+        function = packed(FUNCTIONS[inner], positions, ids)
         found = same_as_theirs(function, 2, 9, 9)
         assert found.packed
     chunked = hf.chunked_causal_mask_function(3, torch.zeros(2, dtype=torch.int64))
-    same_as_theirs(hf.packed_sequence_compatibility_function(chunked, positions, ids), 2, 9, 9)
-    windowed = hf.packed_sequence_compatibility_function(FUNCTIONS["window"], positions, ids)
+    same_as_theirs(packed(chunked, positions, ids), 2, 9, 9)
+    windowed = packed(FUNCTIONS["window"], positions, ids)
     assert describe(2, 9, 9, mask_function=windowed).mask.parts[0][0] == Packed([3, 2, 4]) & Banded((3, 0))
 
 
