@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
-from subquad import checks, limits
+from subquad import limits
 from subquad.inputs import (
     Array,
     Inputs,
@@ -162,21 +162,20 @@ def attention(
         checked_out(out, shape, inputs.dtype, {"query": query, "key": key, "value": value})
     else:
         check_size(shape, q.dtype, "output")
-    most = limits.checked(max_bytes)
-    made = {} if out is not None else {"the output": (shape, inputs.dtype)}
-    made |= {"lse": (shape[:-1], inputs.compute_dtype)} if return_lse else {}
-    taken = {} if most is None else limits.results(inputs, (query, key, value), made)
-    limits.check(taken, most)
-    with checks.at_most(None if most is None else most - sum(taken.values())):
+    budget = limits.Budget(max_bytes, inputs, (query, key, value))
+    if out is None:
+        budget.array("the output", shape, inputs.dtype)
+    if return_lse:
+        budget.array("lse", shape[:-1], inputs.compute_dtype)
+    with budget.planning():
         parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs)
 
     several = any(len(part.plan.phases) > 1 for part in parts)
-    if most is not None:
-        between = {} if return_lse or not several else {"lse between phases": (shape[:-1], inputs.compute_dtype)}
-        if inputs.narrow and several:
-            between["the output in float32"] = shape, inputs.compute_dtype
-        taken |= limits.results(inputs, (), between) | {"inputs, converted": taken["inputs, converted"]}
-        limits.check(taken | limits.planned(parts, inputs, head, threads), most)
+    if several and not return_lse:
+        budget.array("lse between phases", shape[:-1], inputs.compute_dtype)
+    if several and inputs.narrow:
+        budget.array("the output in float32", shape, inputs.compute_dtype)
+    budget.plan(parts, inputs, head, threads)
     kept = inputs.compute_dtype if several else q.dtype  # what one phase leaves to the next is not rounded to halves
     direct = out is not None and out.dtype == kept and _whole_strides(out)
     result = out if direct and out is not None else empty(shape, kept, "output")
@@ -276,20 +275,14 @@ def attention_backward(
     factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     given = {"grad_out": grad_out, "out": out, "lse": lse} | ({} if grad_lse is None else {"grad_lse": grad_lse})
     of_out, result, sums, *of_lse = checked_gradients(given, inputs, q.shape[2], v.shape[3])
-    names, most = ("query", "key", "value"), limits.checked(max_bytes)
-    kinds = {inputs.dtype, inputs.compute_dtype}  # gradients of halves are summed in float32
-    made = {
-        f"the gradient of {name} in {dtype}": (x.shape, dtype)
-        for name, x in zip(names, inputs.arrays, strict=True)
-        for dtype in kinds
-    } | {"a number for each row": (q.shape[:3], inputs.compute_dtype)}
-    taken = {} if most is None else limits.results(inputs, (query, key, value), made)
-    limits.check(taken, most)
-    with checks.at_most(None if most is None else most - sum(taken.values())):
+    names, budget = ("query", "key", "value"), limits.Budget(max_bytes, inputs, (query, key, value))
+    budget.array("a number for each row", q.shape[:3], inputs.compute_dtype)
+    for name, x in zip(names, inputs.arrays, strict=True):
+        for dtype in {inputs.dtype, inputs.compute_dtype}:  # gradients of halves are summed in float32
+            budget.array(f"the gradient of {name} in {dtype}", x.shape, dtype)
+    with budget.planning():
         parts, head = _parts(patterns, inputs, asked), head_table(asked, inputs, backward=True)
-    if most is not None:
-        left = most - sum(taken.values())
-        limits.check(taken | limits.planned_backward(parts, inputs, head, threads, left), most)
+    budget.plan(parts, inputs, head, threads, backward=True)
 
     named = zip(inputs.arrays, names, strict=True)
     grads = [empty(x.shape, inputs.compute_dtype, f"gradient of {name}", zero=True) for x, name in named]

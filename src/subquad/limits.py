@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -15,7 +16,7 @@ from subquad.kernels import layout
 
 if TYPE_CHECKING:
     from subquad.forward import Part
-    from subquad.plan import Phase
+    from subquad.plan import Phase, Plan
 
 _SORTING = 24  # bytes for each pair of lists that are turned over
 
@@ -42,42 +43,68 @@ def refuse(parts: Mapping[str, int], max_bytes: int) -> NoReturn:
     )
 
 
-def results(inputs: Inputs, given: Sequence[Any], shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> Parts:
-    """Bytes of arrays that will be made, by name, and of the inputs that had to be converted."""
-    parts = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in shapes.items()}
-    copies = (x.nbytes for x, y in zip(inputs.arrays, given, strict=False) if not _shares(x, y))
-    return parts | {"inputs, converted": sum(copies)}
+class Budget:
+    """What one call takes, array by array; without `max_bytes` nothing is counted."""
+
+    def __init__(self, max_bytes: Any, inputs: Inputs, given: Sequence[Any]) -> None:
+        self.most, self.parts = checked(max_bytes), Parts()
+        if self.most is not None:
+            copies = (x.nbytes for x, y in zip(inputs.arrays, given, strict=True) if not _shares(x, y))
+            self.parts["inputs, converted"] = sum(copies)
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        """An array that will be made."""
+        if self.most is not None:
+            self.parts[name] = math.prod(shape) * np.dtype(dtype).itemsize
+
+    @contextlib.contextmanager
+    def planning(self) -> Iterator[None]:
+        """Within it no list takes more than the arrays leave."""
+        check(self.parts, self.most)
+        with checks.at_most(None if self.most is None else self.most - sum(self.parts.values())):
+            yield
+
+    def plan(
+        self,
+        parts: Sequence[Part],
+        inputs: Inputs,
+        head: npt.NDArray[np.int64],
+        threads: int,
+        *,
+        backward: bool = False,
+    ) -> None:
+        """The plans, and the scratch of all threads while the greediest phase runs; refuses a call that is too much.
+
+        A backward has lists by key as well: they are made here, once it is sure that they may be.
+        """
+        if self.most is None:
+            return
+        plans = {id(part.plan): part.plan for part in parts}.values()
+        phases = [phase for plan in plans for phase in plan.phases]
+        if backward:
+            phases += _turned(list(plans), self.most - sum(self.parts.values()))
+        self.parts["the plan"] = sum(plan.nbytes for plan in plans)
+        self.parts[f"scratch of {threads} threads"] = threads * _scratch(phases, inputs, head, backward)
+        check(self.parts, self.most)
 
 
 def _shares(made: npt.NDArray[Any], given: Any) -> bool:
     return isinstance(given, np.ndarray) and bool(np.may_share_memory(made, given))
 
 
-def planned(parts: Sequence[Part], inputs: Inputs, head: npt.NDArray[np.int64], threads: int) -> Parts:
-    """Bytes of the plans, and of the scratch of all threads while the greediest phase runs."""
-    plans = {id(part.plan): part.plan for part in parts}.values()
-    phases = [phase for plan in plans for phase in plan.phases]
-    return {"the plan": sum(plan.nbytes for plan in plans)} | _scratch(phases, inputs, head, threads, False)
-
-
-def planned_backward(
-    parts: Sequence[Part], inputs: Inputs, head: npt.NDArray[np.int64], threads: int, max_bytes: int
-) -> Parts:
-    """The same of a backward, which has lists by key as well: they are made here, once it is sure that they may be."""
+def _turned(plans: Sequence[Plan], most: int) -> list[Phase]:
+    """The lists of plans by key."""
     from subquad.plan import GatheredPhase
 
-    plans = {id(part.plan): part.plan for part in parts}.values()
     lists = [(plan, n) for plan in plans for n, phase in enumerate(plan.phases) if isinstance(phase, GatheredPhase)]
-    if lists:
-        pairs = sum(plan.phases[n].work.sum() for plan, n in lists)
-        check({"lists of queries by key, while they are sorted": _SORTING * int(pairs)}, max_bytes)
-    phases = [phase for plan in plans for phase in plan.phases] + [plan.transposed(n) for plan, n in lists]
-    return {"the plan": sum(plan.nbytes for plan in plans)} | _scratch(phases, inputs, head, threads, True)
+    pairs = sum(int(plan.phases[n].work.sum()) for plan, n in lists)
+    if pairs:
+        check({"lists of queries by key, while they are sorted": _SORTING * pairs}, most)
+    return [plan.transposed(n) for plan, n in lists]
 
 
-def _scratch(
-    phases: Sequence[Phase], inputs: Inputs, head: npt.NDArray[np.int64], threads: int, backward: bool
-) -> Parts:
+def _scratch(phases: Sequence[Phase], inputs: Inputs, head: npt.NDArray[np.int64], backward: bool) -> int:
+    """Bytes that a thread has while the greediest phase runs."""
     from subquad.forward import needs_panels
     from subquad.plan import GatheredPhase
 
@@ -90,4 +117,4 @@ def _scratch(
         else:
             floats, ints = layout.scratch_sizes(*widths, itemsize, needs_panels(inputs, phase), backward)
         most = max(most, floats * itemsize + 8 * ints + layout.VECTOR_BYTES)
-    return {f"scratch of {threads} threads": threads * most}
+    return most

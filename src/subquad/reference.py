@@ -76,16 +76,14 @@ def attention(
     inputs = checked_inputs(query, key, value)
     patterns = checked_patterns(pattern, inputs.arrays[0].shape[1])
     asked = checked_options(options, inputs)
-    most = limits.checked(max_bytes)
-    if most is not None:
-        (*of_rows, _), d_v, n_keys = inputs.arrays[0].shape, inputs.arrays[2].shape[3], inputs.arrays[1].shape[2]
-        pairs = min(of_rows[2], max(1, _CHUNK // max(1, n_keys))) * n_keys
-        made = {
-            "the output": ((*of_rows, d_v + 1), np.float64),
-            "scores of a block of rows": ((_HELD, pairs), np.float64),
-        }
-        copies = sum(8 * x.size for x in inputs.arrays)
-        limits.check(limits.results(inputs, inputs.arrays, made) | {"inputs in float64": copies}, most)
+    budget = limits.Budget(max_bytes, inputs, inputs.arrays)
+    (*of_rows, _), d_v, n_keys = inputs.arrays[0].shape, inputs.arrays[2].shape[3], inputs.arrays[1].shape[2]
+    budget.array("the output", (*of_rows, d_v + 1), np.float64)
+    budget.array(
+        "scores of a block of rows", (_HELD, min(of_rows[2], max(1, _CHUNK // max(1, n_keys))), n_keys), np.float64
+    )
+    budget.array("inputs in float64", (sum(x.size for x in inputs.arrays),), np.float64)
+    limits.check(budget.parts, budget.most)
     q, k, v = (x.astype(np.float64) for x in inputs.arrays)
     factor, n_q, n_k = checked_scale(scale, q.shape[-1], q.dtype), q.shape[2], k.shape[2]
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)

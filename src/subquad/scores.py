@@ -101,14 +101,13 @@ def _scores(
     factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     shape = Shape.aligned(q.shape[2], k.shape[2])
     checked._validate(shape)
-    most = limits.checked(max_bytes)
-    if most is not None:
+    budget = limits.Budget(max_bytes, inputs, (query, key))
+    if budget.most is not None:  # counting takes as long as planning
         n_pairs = checked._count(shape)
-        made: dict[str, tuple[tuple[int, ...], Any]] = {
-            "row pointers and keys": ((shape.n_q + 1 + n_pairs,), np.int64),
-            "scores": ((*q.shape[:2], n_pairs), inputs.compute_dtype),
-        }
-        limits.check(limits.results(inputs, (query, key), made) | {"listing the pairs": LISTING * n_pairs}, most)
+        budget.array("row pointers and keys", (shape.n_q + 1 + n_pairs,), np.int64)
+        budget.array("scores", (*q.shape[:2], n_pairs), inputs.compute_dtype)
+        budget.array("listing the pairs", (LISTING, n_pairs), np.uint8)
+        limits.check(budget.parts, budget.most)
     indptr, indices = csr_arrays(checked, shape)
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
