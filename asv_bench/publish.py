@@ -1,7 +1,7 @@
 """Publishes results as HTML, from the results alone.
 
     cd asv_bench && python publish.py                       # writes .asv/html; see it with: asv preview
-    cd asv_bench && python publish.py --html /tmp/graphs
+    cd asv_bench && python publish.py --html graphs
 
 `asv publish` does the same where git knows every measured commit on the branches of asv.conf.json. Here commits are put
 in order by the dates in the results, so any copy of this directory will do: a shallow clone, an archive, a branch whose

@@ -1,6 +1,6 @@
 """Pictures and facts of the pages, made when the pages are built: one entry a pattern, and what a plan looks like.
 
-python docs/pictures.py /tmp/pictures
+python docs/pictures.py pictures
 """
 
 from __future__ import annotations

@@ -129,12 +129,15 @@ def test_without_a_home_nothing_is_kept(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_home_in_a_temporary_folder_is_not_used(monkeypatch):
+def test_a_home_in_a_shared_folder_is_not_used(monkeypatch, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
     for name in ("SUBQUAD_CACHE_DIR", "SUBQUAD_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/tmp/nobody-at-all")
-    assert "anybody may write to" in refusal()
-    assert not os.path.exists("/tmp/nobody-at-all")
+    monkeypatch.setenv("HOME", str(shared / "nobody"))
+    assert f"lies in {shared}, which anybody may write to" in refusal()
+    assert os.listdir(shared) == []
 
 
 # --- its files --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """``subquad advise``: whether a pattern pays on this machine, before anything long is run."""
 
 import json as json_module
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -21,15 +22,12 @@ def command(
     ] = None,
 ) -> None:
     """Predict the time of sparse and of dense attention, and from which n on sparse is faster."""
+    from subquad.advice import advise
     from subquad.expression import parse_pattern
 
     parsed, sizes = parse_pattern(pattern), [whole(*x) for x in (("--n", n), ("--d", d), ("--heads", heads))]
     num_threads = whole("--threads", threads) if threads else None
     check_outputs(json, None)
-    from dataclasses import asdict
-
-    from subquad.advice import advise
-
     found = advise(parsed, *sizes, dtype=dtype, num_threads=num_threads, recalibrate=recalibrate)
     text = asdict(found) | {"speedup": found.speedup}
     if write(json, lambda: json_module.dumps(text, indent=2), None, lambda kind: b""):
