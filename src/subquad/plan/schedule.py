@@ -119,7 +119,8 @@ def _cells(visits: _Visits, bounds: Ints, n_cells: int) -> _Cells:
 def _distinct(x: Ints) -> Ints:
     """`np.unique`, whose hash table takes five times as long here: half a second in which no interrupt is seen."""
     ascending: Ints = np.sort(x)
-    return ascending[np.diff(ascending, prepend=-1) != 0]
+    found: Ints = ascending[np.diff(ascending, prepend=-1) != 0]
+    return found
 
 
 def _coloured(blocks: list[Block], cells: list[Ints]) -> list[list[Block]]:
