@@ -20,6 +20,7 @@ from subquad.inputs import (
     checked_result,
     checked_scale,
     empty,
+    whole_strides,
 )
 from subquad.options import AttentionOptions, Options, checked_options, head_table
 from subquad.patterns.bands import Dense
@@ -177,7 +178,7 @@ def attention(
         budget.array("the output in float32", shape, inputs.compute_dtype)
     budget.plan(parts, inputs, head, threads)
     kept = inputs.compute_dtype if several else q.dtype  # what one phase leaves to the next is not rounded to halves
-    direct = out is not None and out.dtype == kept and _whole_strides(out)
+    direct = out is not None and out.dtype == kept and out.dtype.isnative and whole_strides(out)
     result = out if direct and out is not None else empty(shape, kept, "output")
     lse = empty(shape[:-1], inputs.compute_dtype, "lse") if return_lse or several else None
     lead = q.shape[:2]
@@ -317,10 +318,6 @@ def _required(value: Any) -> Any:
     if value is None:
         raise TypeError("value must be an array of shape (..., n_k, d_v); got None")
     return value
-
-
-def _whole_strides(x: Array) -> bool:
-    return x.flags.aligned and x.dtype.isnative and all(stride % x.itemsize == 0 for stride in x.strides)
 
 
 def merge(

@@ -46,8 +46,9 @@ class Call(NamedTuple):
         """d and d_v."""
         return self.inputs.arrays[0].shape[-1], self.inputs.arrays[2].shape[-1]
 
-    def place(self, *arrays: Array | Table) -> Heads:
-        return Heads.of(self.inputs.arrays[0].shape[1], *arrays)
+    def place(self, *arrays: Array) -> Heads:
+        """Where each head begins, last of all in the table of options."""
+        return Heads.of(self.inputs.arrays[0].shape[1], *arrays, self.head)
 
     def groups(self, shared: bool) -> Groups:
         """Batch and heads of what may run side by side: heads that share their keys may not, where keys are written."""
@@ -85,12 +86,12 @@ def run(part: Part, inputs: Inputs, head: Table, gradients: Gradients, scale: fl
 def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
     """All five products in one pass, a wave at a time."""
     (q, k, v), grads, (d, d_v) = call.inputs.arrays, call.gradients, call.widths
-    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (grads.of_out, layout.G_ROW)])
     pack, dtype, plan = needs_panels(call.inputs, phase), call.inputs.compute_dtype, call.part.plan
-    table[layout.PACK] = int(pack)
+    strides = [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (grads.of_out, layout.G_ROW)]
+    table = _table(call, strides, {layout.PACK: int(pack)})
     sizes = layout.scratch_sizes(d, d_v, dtype.itemsize, pack, backward=True)
     kernel, tables = kernel_for("tiled_backward", call.inputs), plan.addresses(number)
-    groups, own_head = call.groups(shared=True), call.place(call.head)
+    groups = call.groups(shared=True)
     places = call.place(q, k, v, grads.of_out, grads.lse, grads.delta, grads.query, grads.key, grads.value)
     for wave in waves(plan, number, plan.lanes * 2.0 * (3 * d + 2 * d_v)):
 
@@ -103,8 +104,8 @@ def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
                 group, block = divmod(task, len(wave))
                 batch, heads = groups[group]
                 for member in heads:
-                    at_head = own_head.begin(batch, member)
-                    kernel(*places.begin(batch, member), *before, *at_head, *after, *wave[block])
+                    *arrays, of_head = places.begin(batch, member)
+                    kernel(*arrays, *before, of_head, *after, *wave[block])
 
             return do
 
@@ -114,7 +115,7 @@ def _tiled(call: Call, number: int, phase: TiledPhase) -> None:
 def _by_query(call: Call, lists: GatheredPhase) -> None:
     """The gradient of each query row from its own list of keys."""
     (q, k, v), grads = call.inputs.arrays, call.gradients
-    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (grads.of_out, layout.G_ROW), (v, layout.V_ROW)])
+    table = _table(call, [(q, layout.Q_ROW), (k, layout.K_ROW), (grads.of_out, layout.G_ROW), (v, layout.V_ROW)], {})
     places = call.place(q, k, grads.of_out, v, grads.lse, grads.delta, grads.query, grads.query)
     _gathered(call, lists, table, places, call.groups(shared=False))
 
@@ -122,8 +123,8 @@ def _by_query(call: Call, lists: GatheredPhase) -> None:
 def _by_key(call: Call, lists: GatheredPhase) -> None:
     """The gradients of each key and value from its own list of query rows."""
     (q, k, v), grads = call.inputs.arrays, call.gradients
-    table = _table(call, [(k, layout.Q_ROW), (q, layout.K_ROW), (v, layout.G_ROW), (grads.of_out, layout.V_ROW)])
-    table[layout.BY_KEY] = 1
+    strides = [(k, layout.Q_ROW), (q, layout.K_ROW), (v, layout.G_ROW), (grads.of_out, layout.V_ROW)]
+    table = _table(call, strides, {layout.BY_KEY: 1})
     places = call.place(k, q, v, grads.of_out, grads.lse, grads.delta, grads.key, grads.value)
     _gathered(call, lists, table, places, call.groups(shared=True))
 
@@ -134,7 +135,6 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
     ranges = cut(lists.work, COLD_PAIR * 4.0 * (d + d_v))
     selects = bool(call.head[..., layout.SELECTS].any())
     sizes = layout.list_scratch_sizes(d, d_v, dtype.itemsize, lists.longest, backward=True, selects=selects)
-    own_head = call.place(call.head)
 
     def worker() -> Callable[[int], None]:
         own = scratch(sizes, dtype)
@@ -144,13 +144,13 @@ def _gathered(call: Call, lists: GatheredPhase, table: Table, places: Heads, gro
             group, rows = divmod(task, len(ranges))
             batch, heads = groups[group]
             for member in heads:
-                at_head = own_head.begin(batch, member)
-                kernel(*places.begin(batch, member), *before, *at_head, *after, *ranges[rows])
+                *arrays, of_head = places.begin(batch, member)
+                kernel(*arrays, *before, of_head, *after, *ranges[rows])
 
         return do
 
     share_out(len(groups) * len(ranges), worker, call.threads)
 
 
-def _table(call: Call, places: list[tuple[Array, int]]) -> Table:
-    return geometry(call.part.plan.shape, call.widths, places, call.gradients.lse)
+def _table(call: Call, places: list[tuple[Array, int]], flags: dict[int, int]) -> Table:
+    return geometry(call.part.plan.shape, call.widths, places, call.gradients.lse, flags)

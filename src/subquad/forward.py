@@ -88,27 +88,27 @@ def scratch(sizes: tuple[int, int], dtype: np.dtype[Any]) -> tuple[Array, Array]
     return memory[offset : offset + floats], np.empty(ints, np.int64)
 
 
-def geometry(shape: Shape, widths: tuple[int, int], places: list[tuple[Array, int]], lse: Array | None = None) -> Table:
+def geometry(
+    shape: Shape, widths: tuple[int, int], places: list[tuple[Array, int]], lse: Array | None, flags: dict[int, int]
+) -> Table:
     """Sizes and strides of one head, in elements, as the kernels read them; `places` says where an array's stand."""
-    table = np.zeros(layout.GEOMETRY_COLUMNS, np.int64)
+    table = [0] * layout.GEOMETRY_COLUMNS  # numbers of Python's own first: a small call waits for each of NumPy's
     table[layout.D], table[layout.D_V] = widths
     table[layout.SHIFT], table[layout.N_K] = shape.shift, shape.n_k
     for x, column in places:
-        table[column : column + 2] = [stride // x.itemsize for stride in x.strides[-2:]]
+        *_, row, one = x.strides
+        table[column], table[column + 1] = row // x.itemsize, one // x.itemsize
     if lse is not None:
         table[layout.KEEP_LSE], table[layout.LSE_STEP] = 1, lse.strides[-1] // lse.itemsize
-    return table
+    for column, flag in flags.items():
+        table[column] = flag
+    return np.array(table, np.int64)
 
 
 def run(part: Part, inputs: Inputs, head: Table, out: Array, lse: Array | None, scale: float, threads: int) -> None:
     """Write the attention of some query heads into `out`, and its log-sum-exp into `lse`."""
-    q, k, v = inputs.arrays
-    places = [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (out, layout.OUT_ROW)]
-    table = geometry(part.plan.shape, (q.shape[-1], v.shape[-1]), places, lse)
     for number in range(len(part.plan.phases)):
-        table = table.copy()
-        table[layout.FOLD] = int(number > 0)
-        _run_phase(number, part, inputs, head, out, lse, scale, table, threads)
+        _run_phase(number, part, inputs, head, out, lse, scale, threads)
 
 
 def _run_phase(
@@ -119,25 +119,25 @@ def _run_phase(
     out: Array,
     lse: Array | None,
     scale: float,
-    table: Table,
     threads: int,
 ) -> None:
-    q, _, v = inputs.arrays
+    q, k, v = inputs.arrays
     plan, batches, heads = part
     phase = plan.phases[number]
     gathered = isinstance(phase, GatheredPhase)
-    if isinstance(phase, TiledPhase):
-        table[layout.PACK] = int(needs_panels(inputs, phase))
+    pack = isinstance(phase, TiledPhase) and needs_panels(inputs, phase)
     wide = "_wide" if out.dtype != q.dtype else ""
     kernel = kernel_for(("gathered" if gathered else "tiled") + wide, inputs)
     widths, dtype = (q.shape[-1], v.shape[-1]), inputs.compute_dtype
     pair_flops = 2.0 * sum(widths)
     ranges = plan.tasks(number, pair_flops * (COLD_PAIR if gathered else plan.lanes))
     tables = plan.addresses(number)
-    places, own_head = Heads.of(q.shape[1], q, inputs.arrays[1], v, out, lse), Heads.of(q.shape[1], head)
+    strides = [(q, layout.Q_ROW), (k, layout.K_ROW), (v, layout.V_ROW), (out, layout.OUT_ROW)]
+    table = geometry(plan.shape, widths, strides, lse, {layout.FOLD: int(number > 0), layout.PACK: int(pack)})
+    places = Heads.of(q.shape[1], q, k, v, out, lse, head)
 
     def worker() -> Callable[[int], None]:
-        sizes = layout.scratch_sizes(*widths, dtype.itemsize, bool(table[layout.PACK]))
+        sizes = layout.scratch_sizes(*widths, dtype.itemsize, pack)
         if isinstance(phase, GatheredPhase):
             selects = bool(head[..., layout.SELECTS].any())
             sizes = layout.list_scratch_sizes(*widths, dtype.itemsize, phase.longest, selects=selects)
@@ -149,7 +149,8 @@ def _run_phase(
             batch_head, of_phase = divmod(task, len(ranges))
             batch, one = divmod(batch_head, len(heads))
             member = batches[batch], heads[one]
-            kernel(*places.begin(*member), *before, *own_head.begin(*member), *after, *ranges[of_phase])
+            *arrays, of_head = places.begin(*member)
+            kernel(*arrays, *before, of_head, *after, *ranges[of_phase])
 
         return do
 
@@ -159,6 +160,8 @@ def _run_phase(
 def needs_panels(inputs: Inputs, phase: TiledPhase) -> bool:
     """Whether keys are copied side by side: they lie so far apart that it pays, columns are not, or they widen."""
     step = int(phase.runs[0, layout.KEY_STEP]) if len(phase.runs) else 1  # all runs of a phase have one step
-    return inputs.narrow or any(
-        abs(x.strides[-2]) * step >= layout.PACK_BYTES or x.strides[-1] != x.itemsize for x in inputs.arrays[1:]
-    )
+    for x in inputs.arrays[1:]:
+        *_, row, one = x.strides
+        if inputs.narrow or abs(row) * step >= layout.PACK_BYTES or one != x.itemsize:
+            return True
+    return False

@@ -132,6 +132,8 @@ def _is_floating(array: Array) -> bool:
 
 
 def _check_dtypes(arrays: dict[str, Array]) -> None:
+    if len({x.dtype for x in arrays.values()}) == 1:
+        return
     first, *others = (x.dtype.newbyteorder("=") for x in arrays.values())
     if any(dtype != first for dtype in others):
         found = ", ".join(f"{name} {x.dtype}" for name, x in arrays.items())
@@ -159,9 +161,14 @@ def _check_shapes(arrays: dict[str, Array]) -> None:
 
 def _kernel_ready(x: Array, dtype: np.dtype[Any]) -> Array:
     """In the kernel's dtype, native byte order, aligned, strides of whole elements; a copy only where it must be."""
-    ready = x.astype(dtype, copy=False)
-    whole = all(stride % ready.itemsize == 0 for stride in ready.strides)
-    return ready if whole and ready.flags.aligned else np.array(ready, order="C")
+    ready = x if x.dtype is dtype else x.astype(dtype, copy=False)
+    return ready if whole_strides(ready) else np.array(ready, order="C")
+
+
+def whole_strides(x: Array) -> bool:
+    """Whether elements lie where the machine wants them, whole elements apart."""
+    flags = x.flags
+    return flags.aligned and (flags.c_contiguous or all(stride % x.itemsize == 0 for stride in x.strides))
 
 
 def _four_axes(x: Array) -> Array:
@@ -178,7 +185,7 @@ def checked_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: 
         raise TypeError(f"out must have the result's dtype {dtype}; got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable; got a read-only array")
-    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+    if 0 in out.strides and any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must not repeat its own memory (a stride of 0); got strides {out.strides}")
     for name, x in inputs.items():
         if isinstance(x, np.ndarray) and _overlap(out, x):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 import functools
 import math
 import numbers
@@ -100,6 +99,8 @@ def checked_options(given: AttentionOptions, inputs: Inputs) -> Options:
 def _check_names(given: AttentionOptions) -> None:
     for name in given:
         if name not in AttentionOptions.__annotations__:
+            import difflib  # only for this message
+
             near = difflib.get_close_matches(name, AttentionOptions.__annotations__, 1)
             known = ", ".join(AttentionOptions.__annotations__)
             hint = f"did you mean {near[0]}?" if near else f"there are {known}"

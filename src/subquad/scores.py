@@ -112,7 +112,7 @@ def _scores(
     data = empty((*q.shape[:2], len(indices)), inputs.compute_dtype, "scores")
 
     kernel = forward.kernel_for("scores", inputs)
-    table = forward.geometry(shape, (q.shape[-1], 0), [(q, layout.Q_ROW), (k, layout.K_ROW)])
+    table = forward.geometry(shape, (q.shape[-1], 0), [(q, layout.Q_ROW), (k, layout.K_ROW)], None, {})
     lists = GatheredPhase(indptr, indices)
     ranges = cut(lists.work, 2.0 * q.shape[-1] * COLD_PAIR)
     fixed = [address(x) for x in (table, indptr, indices)]

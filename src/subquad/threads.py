@@ -61,6 +61,12 @@ def share_out(n_tasks: int, worker: Callable[[], Callable[[int], None]], threads
 
     Tasks are short and handed out one by one, so an interrupt is seen, and uneven ones even out.
     """
+    helpers = min(threads, n_tasks) - 1
+    if helpers < 1:
+        do = worker()
+        for task in range(n_tasks):
+            do(task)
+        return
     counter, stopped = itertools.count(), threading.Event()
 
     def work() -> None:
@@ -68,10 +74,6 @@ def share_out(n_tasks: int, worker: Callable[[], Callable[[int], None]], threads
         while (task := next(counter)) < n_tasks and not stopped.is_set():
             do(task)
 
-    helpers = min(threads, n_tasks) - 1
-    if helpers < 1:
-        work()
-        return
     crew = _Crew(work, stopped)
     try:
         for _ in range(helpers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, TypedDict
 
 import numpy as np
@@ -43,6 +42,8 @@ def checked_table(given: StepOptions, query_heads: int, key_heads: int, dtype: n
     asked: AttentionOptions = {}
     for name, x in given.items():
         if name not in StepOptions.__annotations__:
+            import difflib  # only for this message
+
             near = difflib.get_close_matches(name, StepOptions.__annotations__, 1)
             other = f"did you mean {near[0]}?" if near else f"there are {', '.join(StepOptions.__annotations__)}"
             raise TypeError(f"KVCache.attend has no option {name!r}: {_REFUSED.get(name, other)}")

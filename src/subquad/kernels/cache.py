@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -169,7 +168,7 @@ def read(name: str) -> bytes | None:
 
 def write(name: str, machine_code: bytes) -> None:
     """Keep it whole or not at all: other processes may be reading, or writing the same file."""
-    temporary = f"{name}.{secrets.token_hex(8)}.tmp"
+    temporary = f"{name}.{os.urandom(8).hex()}.tmp"
     with contextlib.suppress(OSError), opened() as folder:
         handle = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:

@@ -191,8 +191,6 @@ class Pattern(ABC):
     def _plan(self, shape: Shape, itemsize: int = 4) -> Plan:
         from subquad.plan import plan_for
 
-        self._validate(shape)
-        self._check_plan(shape)
         return plan_for(self, shape, itemsize)
 
     def transpose(self) -> Pattern:

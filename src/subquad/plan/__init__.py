@@ -21,12 +21,14 @@ _kept: dict[tuple[Pattern, Shape, int], Plan] = {}
 
 
 def plan_for(pattern: Pattern, shape: Shape, itemsize: int) -> Plan:
-    """The plan of a pattern, built at most once while it is kept."""
+    """The plan of a pattern, checked and built at most once while it is kept."""
     key = pattern, shape, itemsize
     plan = _kept.pop(key, None)
     if plan is not None:
         _kept[key] = plan  # at the end: the latest used
         return plan
+    pattern._validate(shape)
+    pattern._check_plan(shape)
     plan = _kept[key] = build(pattern, shape, itemsize)
     oldest_first = list(_kept.items())
     total = sum(kept.nbytes for _, kept in oldest_first)
