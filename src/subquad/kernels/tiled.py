@@ -199,10 +199,16 @@ def finish_tile(work, tile, out, lse, geometry, careful):
     """
     lanes, d_v, zero, count = width_of(out), geometry[layout.D_V], splat(out, 0.0), tile[layout.ROW_COUNT]
     if not careful:
-        total = zero
-        for c in range(d_v):
-            total = fma(load(work.o_t, c * lanes), zero, total)
-        if not_equal_or_nan(total, zero) & ((1 << count) - 1) != 0:
+        # four sums side by side, since each waits for itself: 2% of Banded(8)
+        t0 = t1 = t2 = t3 = zero
+        whole = d_v // 4 * 4
+        for c in range(0, whole, 4):
+            o = at(work.o_t, c * lanes)
+            t0, t1 = fma(load(o, 0), zero, t0), fma(load(o, lanes), zero, t1)
+            t2, t3 = fma(load(o, 2 * lanes), zero, t2), fma(load(o, 3 * lanes), zero, t3)
+        for c in range(whole, d_v):
+            t0 = fma(load(work.o_t, c * lanes), zero, t0)
+        if not_equal_or_nan(t0 + t1 + (t2 + t3), zero) & ((1 << count) - 1) != 0:
             return 0
     m, denom = load(work.m, 0), load(work.denom, 0)
     seen = not_equal_or_nan(denom, zero)
