@@ -250,7 +250,7 @@ TABLES = {
     "a row more": (Banded(9), *one_more(layout.ROW_COUNT, "tiles"), r"rows_to_lanes: .*outside of 'q': q\[200\]"),
     "a run more": (Banded(9), *one_more(layout.RUN_END, "tiles"), r"tiled.py:\d+, visit_runs: .*outside of 'runs'"),
     "a list too far": (longformer(8, 2), *one_more(layout.KEY_LIST, "runs"), r"tiled.py:\d+, .*outside of 'keys'"),
-    "a key too far": (Random(4), GatheredPhase, key_too_far, r"gathered.py:\d+, list_scores: .*outside of 'k': k\[200"),
+    "a key too far": (Random(4), GatheredPhase, key_too_far, r"gathered.py:\d+, dots: .*outside of 'k': k\[200"),
 }
 
 

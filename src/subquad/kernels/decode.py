@@ -120,7 +120,7 @@ def forward_decode(
             scores_in_order(s, at(q, row * d), keys, slots, e, stop, d, spare)
             for r in range(1, group):  # the block is at hand by now
                 others = at(s, r * padded + e)
-                list_scores(others, at(q, (row + r * rows) * d), keys, slots, e, stop, d, d, 1, spare, 0)
+                list_scores(others, at(q, (row + r * rows) * d), keys, slots, e, stop, d, d, spare, 0)
         for r in range(group):
             place = row + r * rows
             scores, its_out, its_lse = at(s, r * padded), at(out, place * d_v), at(lse, place)

@@ -26,7 +26,8 @@ from subquad.kernels.memory import (
 from subquad.kernels.modifiers import as_float, call_modifier, modify_scores
 from subquad.kernels.simd import fma, greater, lane_max, lane_sum, larger, not_equal_or_nan, select, splat, width_of
 
-# Keys ahead whose rows are asked for.
+# Keys ahead whose rows are asked for: 8 and 32 are slower. Asking for a line of a row 32 ahead as well is worth a
+# quarter where rows are only added up, but nothing here: the scores have more to do than to wait.
 AHEAD = 16
 
 
@@ -70,49 +71,68 @@ def select_lists(ints, indptr, indices, begin, end, by_key, head):
 
 
 @device
-def list_scores(s, x, y, indices, begin, stop, width, y_row, y_column, spare, ahead):
+def dots(x, y0, y1, y2, y3, width):
+    """The products of `x` with four rows, lane by lane."""
+    lanes, whole = width_of(x), width // width_of(x) * width_of(x)
+    s0 = s1 = s2 = s3 = splat(x, 0.0)
+    for c in range(0, whole, lanes):
+        z = load(x, c)
+        s0, s1, s2, s3 = (
+            fma(load(y0, c), z, s0),
+            fma(load(y1, c), z, s1),
+            fma(load(y2, c), z, s2),
+            fma(load(y3, c), z, s3),
+        )
+    if whole < width:
+        z, left = load_part(x, whole, width - whole), width - whole
+        s0, s1 = fma(load_part(y0, whole, left), z, s0), fma(load_part(y1, whole, left), z, s1)
+        s2, s3 = fma(load_part(y2, whole, left), z, s2), fma(load_part(y3, whole, left), z, s3)
+    return s0, s1, s2, s3
+
+
+@device
+def list_scores(s, x, y, indices, begin, stop, width, y_row, spare, ahead):
     """s[e - begin] = x . y[indices[e]] for begin <= e < stop, four keys at a time.
 
-    The last key stands in for missing ones. `spare` has a vector, and four rows for columns that are no neighbours.
-    Rows of `y` are asked for until list entry `ahead`.
+    The last key stands in for missing ones; `spare` has a vector. Rows of `y` are asked for until list entry `ahead`.
     """
-    lanes, last, whole = width_of(x), stop - 1, width // width_of(x) * width_of(x)
-    for e in range(begin, stop, 4):
-        j0, j1, j2, j3 = indices[e], indices[min(e + 1, last)], indices[min(e + 2, last)], indices[min(e + 3, last)]
-        y0, y1, y2, y3 = at(y, j0 * y_row), at(y, j1 * y_row), at(y, j2 * y_row), at(y, j3 * y_row)
-        if y_column != 1:
-            z0 = seen_as(at(spare, lanes), y)
-            z1, z2, z3 = at(z0, width), at(z0, 2 * width), at(z0, 3 * width)
-            for c in range(width):
-                z0[c], z1[c], z2[c], z3[c] = y0[c * y_column], y1[c * y_column], y2[c * y_column], y3[c * y_column]
-            y0, y1, y2, y3 = z0, z1, z2, z3
-        elif e + AHEAD + 4 <= ahead:
+    lanes, last, fours = width_of(x), stop - 1, stop - (stop - begin) % 4
+    for e in range(begin, fours, 4):
+        if e + AHEAD + 4 <= ahead:
             n0, n1 = at(y, indices[e + AHEAD] * y_row), at(y, indices[e + AHEAD + 1] * y_row)
             n2, n3 = at(y, indices[e + AHEAD + 2] * y_row), at(y, indices[e + AHEAD + 3] * y_row)
-            for c in range(0, whole, lanes):
+            for c in range(0, width, lanes):
                 prefetch(n0, c)
                 prefetch(n1, c)
                 prefetch(n2, c)
                 prefetch(n3, c)
-        s0 = s1 = s2 = s3 = splat(x, 0.0)
-        for c in range(0, whole, lanes):
-            z = load(x, c)
-            s0, s1, s2, s3 = (
-                fma(load(y0, c), z, s0),
-                fma(load(y1, c), z, s1),
-                fma(load(y2, c), z, s2),
-                fma(load(y3, c), z, s3),
-            )
-        if whole < width:
-            z, left = load_part(x, whole, width - whole), width - whole
-            s0, s1 = fma(load_part(y0, whole, left), z, s0), fma(load_part(y1, whole, left), z, s1)
-            s2, s3 = fma(load_part(y2, whole, left), z, s2), fma(load_part(y3, whole, left), z, s3)
-        if e + 4 <= stop:
-            store_sums(s, e - begin, s0, s1, s2, s3)
-        else:
-            store_sums(spare, 0, s0, s1, s2, s3)
-            for r in range(stop - e):
-                s[e - begin + r] = spare[r]
+        y0, y1 = at(y, indices[e] * y_row), at(y, indices[e + 1] * y_row)
+        y2, y3 = at(y, indices[e + 2] * y_row), at(y, indices[e + 3] * y_row)
+        s0, s1, s2, s3 = dots(x, y0, y1, y2, y3, width)
+        store_sums(s, e - begin, s0, s1, s2, s3)
+    if fours < stop:
+        y0, y1 = at(y, indices[fours] * y_row), at(y, indices[min(fours + 1, last)] * y_row)
+        y2, y3 = at(y, indices[min(fours + 2, last)] * y_row), at(y, indices[last] * y_row)
+        s0, s1, s2, s3 = dots(x, y0, y1, y2, y3, width)
+        store_sums(spare, 0, s0, s1, s2, s3)
+        for r in range(stop - fours):
+            s[fours - begin + r] = spare[r]
+
+
+@device
+def list_scores_apart(s, x, y, indices, begin, stop, width, y_row, y_column, spare):
+    """The same for columns that are no neighbours: they are copied into `spare`, which has a vector and four rows."""
+    last, z0 = stop - 1, seen_as(at(spare, width_of(x)), y)
+    z1, z2, z3 = at(z0, width), at(z0, 2 * width), at(z0, 3 * width)
+    for e in range(begin, stop, 4):
+        y0, y1 = at(y, indices[e] * y_row), at(y, indices[min(e + 1, last)] * y_row)
+        y2, y3 = at(y, indices[min(e + 2, last)] * y_row), at(y, indices[min(e + 3, last)] * y_row)
+        for c in range(width):
+            z0[c], z1[c], z2[c], z3[c] = y0[c * y_column], y1[c * y_column], y2[c * y_column], y3[c * y_column]
+        s0, s1, s2, s3 = dots(x, z0, z1, z2, z3, width)
+        store_sums(spare, 0, s0, s1, s2, s3)
+        for r in range(min(4, stop - e)):
+            s[e - begin + r] = spare[r]
 
 
 @device
@@ -134,7 +154,10 @@ def score_lists(s, x, y, indptr, indices, begin, end, part, spare, geometry):
                 copy[c] = row[c * x_column]
             row = copy
         e, stop = indptr[i], indptr[i + 1]
-        list_scores(at(s, e - origin), row, y, indices, e, stop, width, y_row, y_column, spare, ahead)
+        if y_column == 1:
+            list_scores(at(s, e - origin), row, y, indices, e, stop, width, y_row, spare, ahead)
+        else:
+            list_scores_apart(at(s, e - origin), row, y, indices, e, stop, width, y_row, y_column, spare)
 
 
 @device
