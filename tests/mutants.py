@@ -74,8 +74,8 @@ MUTANTS = {
     ),
     "second phase starts anew": Mutant(
         "forward.py",
-        "table[layout.FOLD] = int(number > 0)",
-        "table[layout.FOLD] = 0",
+        "{layout.FOLD: int(number > 0),",
+        "{layout.FOLD: 0,",
         "dense-oracle",
         "Random(4, 5) | Banded(30)",
     ),
