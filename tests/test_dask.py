@@ -27,7 +27,8 @@ from support_gradients import assert_gradients_match_oracle, backward_inputs
 
 import subquad
 from subquad import Banded, Causal, Dense, Explicit, Global, LogSparse, Packed, Random, Strided, streaming
-from subquad.dask import attention, attention_backward
+from subquad.dask import attention, attention_backward, result, work
+from subquad.inputs import empty
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +190,9 @@ def sent(pattern, n=1000, chunk=100, n_q=None, kind="keys"):
     graph = attention(q, x, x, pattern).__dask_graph__()
     found = {}
     for key, task in graph.items():
-        if isinstance(key, tuple) and key[0].endswith(f"near-{kind}"):
+        if isinstance(key, tuple) and key[0].endswith("near-parts") and key[-1] == ("keys", "values").index(kind):
             block = np.arange(chunk)[task.args[1]]
-            found[key[1:]] = block.tolist()
+            found[key[1:-1]] = block.tolist()
     return found
 
 
@@ -358,6 +359,23 @@ def test_compute_in_place_keeps_no_chunks(rng):
         tracemalloc.stop()
     assert peaks[0] < 1.4 * lazy.nbytes
     assert peaks[1] > 1.9 * lazy.nbytes
+
+
+@pytest.mark.parametrize("pattern", [Banded(9), Banded(9) | Global([0])], ids=repr)
+def test_compute_has_tasks_write_where_their_chunks_belong(rng, monkeypatch, pattern):
+    made, places, real = [], [], work.attend_into
+
+    def spy(out, *args):
+        places.append(out)
+        return real(out, *args)
+
+    monkeypatch.setattr(work, "attend_into", spy)
+    monkeypatch.setattr(result, "empty", lambda *args: made.append(empty(*args)) or made[0])
+    x = da.from_array(rng.standard_normal((400, 8), dtype=np.float32), chunks=(100, 8))
+    found = attention(x, x, x, pattern).compute(scheduler="threads")
+    # a row that sees everything is put into its chunk by a task of its own
+    assert sum(np.may_share_memory(place, made[0]) for place in places) == (4 if pattern == Banded(9) else 3)
+    assert found is made[0]
 
 
 def test_keywords_of_compute(several):

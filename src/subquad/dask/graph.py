@@ -64,12 +64,16 @@ class Graph:
                 yield Place(lead, chunk, needs)
 
     def parts(self, place: Place, group: Group, what: str) -> Iterator[TaskRef]:
-        """Key and value of each piece, cut where they lie if they are sent."""
+        """Key and value of each piece, cut where they lie if they are sent.
+
+        All under one name: Dask takes tasks of a name that depend on fewer than five others for the roots of a graph,
+        and spreads them over the workers wherever their chunks lie.
+        """
         for piece in group.pieces:
-            for name, x in (("keys", self.given.key), ("values", self.given.value)):
+            for which, x in enumerate((self.given.key, self.given.value)):
                 whole = chunk_of(x, (*place.lead, piece.chunk))
-                at = (*place.lead, place.chunk, piece.chunk)
-                yield self.add(f"{what}-{name}", at, work.take, whole, piece.chosen) if piece.sent else whole
+                at = (*place.lead, place.chunk, piece.chunk, which)
+                yield self.add(f"{what}-parts", at, work.take, whole, piece.chosen) if piece.sent else whole
 
     def result(self, what: str, tasks: dict[Key, tuple[Any, ...]], chunks: Sequence[Chunks], dtype: Any) -> da.Array:
         """A Dask array of what some functions make of the tasks' results: tasks[at] is (function, arguments)."""

@@ -52,9 +52,15 @@ def take_rows(chosen: Ints, *arrays: Array) -> tuple[Array, ...]:
 
 def attend(group: Group, scale: float | None, query: Array, *parts: Array) -> Result:
     """Attention of a group's rows over its pieces, in the dtype of the computation; parts: key and value of each."""
-    q = computed(query)
     # the first block writes every row; of zeros each page would be handed out by itself, which took a tenth of the time
-    out, lse = np.empty((*q.shape[:-1], parts[1].shape[-1]), q.dtype), np.empty(q.shape[:-1], q.dtype)
+    out = np.empty((*query.shape[:-1], parts[1].shape[-1]), computed(query[..., :0]).dtype)
+    return attend_into(out, group, scale, query, *parts)
+
+
+def attend_into(out: Array, group: Group, scale: float | None, query: Array, *parts: Array) -> Result:
+    """The same, written where it is wanted."""
+    q = computed(query)
+    lse = np.empty(q.shape[:-1], q.dtype)
     for number, block in enumerate(_blocks(group, parts)):
         for rows, local in _strips(group, block, number == 0):
             call = functools.partial(
@@ -167,7 +173,7 @@ def _strips(group: Group, block: Block, every: bool) -> Iterator[tuple[Chosen, A
             cuts = [Index(range(places.start, cut)), Index(range(cut, places.stop))]
     for some in cuts:
         if len(some):
-            rows = Index(group.rows.at(some.members()))
+            rows = group.rows.some(some)
             local = [part(pattern, group.shape, rows, block.keys) for pattern in group.patterns]
             chosen = slice(some.start, some.stop) if some.listed is None else some.listed
             yield chosen, local[0] if len(local) == 1 else local

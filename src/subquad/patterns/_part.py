@@ -57,6 +57,12 @@ class Index(Frozen):
         """The members at some places."""
         return place + self.start if self.listed is None else self.listed[place]
 
+    def some(self, places: Index) -> Index:
+        """The members at some places."""
+        if self.listed is None:
+            return places.moved(self.start)
+        return Index(self.listed[places.start : places.stop] if places.listed is None else self.listed[places.listed])
+
     def rank(self, x: Ints) -> Ints:
         """Members below x."""
         if self.listed is None:
