@@ -18,7 +18,8 @@ does.
 The page cache would make a disk look like memory. So files are pushed out of it (posix_fadvise) before each part that
 reads them, writes count only once they are on the disk (fdatasync), and the disk is measured with the same sizes: all
 of the inputs read once, in pieces of 16 MB, while as many bytes as the output has are written over it. A disk that
-others share is not always equally fast: the three take turns for some rounds, and the best of each counts.
+others share is not always equally fast: the three take turns for some rounds, the best of each counts, and the share
+of the disk is the median over the rounds, each against what the disk did just before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -173,7 +175,7 @@ def run(folder: Path, n: int, d: int, pattern: Banded, options: argparse.Namespa
     def progress(done: int, total: int, what: str) -> None:
         nonlocal most
         most = max(most, private_bytes())
-        if n > PIECE:
+        if n > PIECE and sys.stdout.isatty():
             print(f"\r{done:,} of {total:,} rows", end="", flush=True)
 
     def call() -> object:
@@ -188,14 +190,17 @@ def run(folder: Path, n: int, d: int, pattern: Banded, options: argparse.Namespa
         before = most = private_bytes()
         with limited(memory):
             calls.append(timed(call))
-        print()
+        if sys.stdout.isatty():
+            print()
     n_rows = len([*agreeing_rows(folder, n, options.window)])
     in_memory, seconds = min(kernel)[0], min(calls)[0]
+    # each against what the disk did just before: a shared disk is a third slower from one round to the next
+    of_disk = statistics.median(of_it / clock for of_it, (clock, _) in zip(disk, calls, strict=True))
     busy_in_memory, busy = (min(processor for _, processor in found) for found in (kernel, calls))
     found = {
         "seconds": seconds,
         "of the kernel": (pairs / seconds) / (few / in_memory),
-        "of the disk": min(disk) / seconds,
+        "of the disk": of_disk,
         "private bytes": most - before,
     }
     print(f"in files: {', '.join(f'{x:.1f}' for x, _ in calls)} s")
