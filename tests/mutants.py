@@ -81,8 +81,8 @@ MUTANTS = {
     ),
     "lists by key begin late": Mutant(
         "plan/tables.py",
-        "GatheredPhase(np.searchsorted(keys, np.arange(n_k + 1)), rows)",
-        'GatheredPhase(np.searchsorted(keys, np.arange(n_k + 1), side="right"), rows)',
+        "return GatheredPhase(indptr, parts[0][1] if parts else self.indices)",
+        "return GatheredPhase(np.append(indptr[1:], indptr[-1]), parts[0][1])",
         "gradients",
         "Random(5, 0)",
     ),

@@ -35,6 +35,7 @@ def test_nothing_is_wrong_here(capsys):
     assert found["versions"]["subquad"] == subquad.__version__
     assert found["versions"]["numpy"] == np.__version__
     assert found["processor"]["vector_bytes"] in (16, 32, 64)
+    assert 0 < found["testing_seconds"] < found["seconds"]
 
 
 def test_the_table(capsys):
@@ -89,7 +90,7 @@ def test_a_kernel_that_cannot_be_had(monkeypatch, capsys):
     ],
 )
 def test_wrong_settings(capsys, monkeypatch, name, value, what, way_out):
-    monkeypatch.setattr(doctor, "_test_kernels", lambda report: None)
+    monkeypatch.setattr(doctor, "_test_kernels", lambda *args: None)
     monkeypatch.setenv(name, value)
     (problem,) = report(capsys, "doctor", code=1)["problems"]
     assert what in problem["what"]
@@ -97,7 +98,7 @@ def test_wrong_settings(capsys, monkeypatch, name, value, what, way_out):
 
 
 def test_a_cache_that_is_switched_off_is_no_fault(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "_test_kernels", lambda report: None)
+    monkeypatch.setattr(doctor, "_test_kernels", lambda *args: None)
     monkeypatch.setenv("SUBQUAD_CACHE", "0")
     assert report(capsys, "doctor")["cache"] == {
         "directory": None,

@@ -124,6 +124,21 @@ def test_inputs_that_must_be_converted_are_counted():
         attention(q.astype(">f4"), k, v, Banded(9), max_bytes=10)
 
 
+def test_inputs_are_not_converted_before_they_are_counted():
+    arrays_ = [x.astype(">f4") for x in arrays()]
+    calls = [
+        lambda: attention(*arrays_, Banded(9), max_bytes=10),
+        lambda: attention_scores(*arrays_[:2], Banded(9), max_bytes=10),
+    ]
+    for call in calls:
+        tracemalloc.start()
+        with pytest.raises(MemoryError, match=r"The most of it: inputs, converted, (1\.5|2\.3) MB"):
+            call()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100_000
+
+
 def test_an_output_of_ones_own_is_not_counted():
     q, k, v = arrays()
     out = np.empty_like(q)

@@ -11,7 +11,7 @@ from support_gradients import small_blocks
 
 from subquad import Banded, Causal, Dense, Global, Strided, bigbird, longformer, streaming
 from subquad.kernels import layout
-from subquad.plan import GatheredPhase, TiledPhase
+from subquad.plan import GatheredPhase, TiledPhase, tables
 from subquad.plan.schedule import waves
 
 
@@ -166,3 +166,16 @@ def test_waves_are_kept_with_their_plan():
     plan = Banded(5).plan(100, 100)
     assert waves(plan, 0, 10.0) is waves(plan, 0, 10.0)
     assert waves(plan, 0, 10.0) == waves(plan, 0, 20.0)
+
+
+@pytest.mark.parametrize("part", [1, 3, 40, 10_000])
+@pytest.mark.parametrize("n_q", [0, 1, 50])
+@pytest.mark.parametrize("n_k", [1, 7, 300])
+def test_lists_are_turned_over_part_by_part(monkeypatch, rng, n_q, n_k, part):
+    """However few pairs are sorted at a time, each key has its rows, once and in order."""
+    monkeypatch.setattr(tables, "_SORTED", part)
+    rows = [np.sort(rng.permutation(n_k)[: rng.integers(0, n_k + 1)]) for _ in range(n_q)]
+    lists = GatheredPhase(np.cumsum([0, *map(len, rows)]), np.concatenate([np.arange(0), *rows]))
+    found = lists.transposed(n_k)
+    for key in range(n_k):
+        assert found.indices[slice(*found.indptr[key : key + 2])].tolist() == [i for i in range(n_q) if key in rows[i]]

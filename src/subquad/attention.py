@@ -153,7 +153,7 @@ def attention(
     """
     from subquad import forward  # plans and kernels are for who calls: importing subquad stays light
 
-    inputs = checked_inputs(query, key, _required(value))
+    inputs = checked_inputs(query, key, _required(value), max_bytes)
     q, _, v = inputs.arrays
     patterns = checked_patterns(pattern, q.shape[1])
     asked = checked_options(options, inputs)
@@ -269,7 +269,7 @@ def attention_backward(
     """
     from subquad import backward, forward
 
-    inputs = checked_inputs(query, key, _required(value))
+    inputs = checked_inputs(query, key, _required(value), max_bytes)
     q, _, v = inputs.arrays
     patterns = checked_patterns(pattern, q.shape[1])
     asked = checked_options(options, inputs)

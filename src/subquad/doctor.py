@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -19,6 +20,8 @@ from subquad.accuracy import tolerance
 #: What bridges and extras use; shown where they are installed.
 PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "ml_dtypes", "torch", "transformers", "dask", "zarr", "matplotlib")
 _ROWS, _HEADS, _D = 150, 2, 24  # rows that fill no tile, columns that fill no vector
+_DTYPES = "float32", "float64"
+_KERNELS = "tiled", "gathered", "tiled_backward", "gathered_backward"
 _GRADIENT = 16  # roundings of a gradient, in those of an output: it sums over rows as well, of products of three
 
 
@@ -31,6 +34,8 @@ class Report:
     threads: dict[str, Any]
     cache: dict[str, Any]
     checks: list[dict[str, Any]] = field(default_factory=list)
+    loading_seconds: float = 0.0  # of kernels: compiled where the cache has none, which happens once
+    testing_seconds: float = 0.0
     seconds: float = 0.0
     problems: list[dict[str, str]] = field(default_factory=list)
 
@@ -38,10 +43,11 @@ class Report:
         self.problems.append({"what": what, "way_out": way_out})
 
 
-def examine() -> Report:
+def examine(progress: Callable[[str], None] = lambda what: None) -> Report:
     """Look at versions, processor, threads and cache, and compare kernels with the float64 reference.
 
-    Takes a second or two; the first time, when kernels have yet to be compiled, some ten seconds more.
+    The test takes a second. The first time, kernels have yet to be compiled, which takes half a minute more; `progress`
+    is told which one is.
     """
     began = time.perf_counter()
     report = Report(_versions(), _processor(), {}, {})
@@ -50,7 +56,7 @@ def examine() -> Report:
     _look_at_threads(report)
     _look_at_cache(report)
     if not any("Numba" in problem["what"] for problem in report.problems):
-        _test_kernels(report)
+        _test_kernels(report, progress)
     report.seconds = round(time.perf_counter() - began, 2)
     return report
 
@@ -143,19 +149,23 @@ def _look_at_cache(report: Report) -> None:
 # --- the self-test ------------------------------------------------------------------------------------------------
 
 
-def _test_kernels(report: Report) -> None:
+def _test_kernels(report: Report, progress: Callable[[str], None]) -> None:
     from subquad import kernels
 
-    for dtype in ("float32", "float64"):
-        for name in ("tiled", "gathered", "tiled_backward", "gathered_backward"):
-            try:
-                kernels.load(name, dtype)
-            except Exception as error:  # whatever keeps a kernel from being had is what this is to find
-                report.wrong(
-                    f"the kernel {name} for {dtype} cannot be had: {type(error).__name__}: {error}",
-                    "run: subquad cache --clear; if it stays so, install numba and llvmlite anew",
-                )
-                return
+    began = time.perf_counter()
+    for number, (name, dtype) in enumerate(itertools.product(_KERNELS, _DTYPES), 1):
+        progress(f"kernel {number} of {len(_KERNELS) * len(_DTYPES)}: {name}, {dtype}")
+        try:
+            kernels.load(name, dtype)
+        except Exception as error:  # whatever keeps a kernel from being had is what this is to find
+            report.wrong(
+                f"the kernel {name} for {dtype} cannot be had: {type(error).__name__}: {error}",
+                "run: subquad cache --clear; if it stays so, install numba and llvmlite anew",
+            )
+            return
+    loaded = time.perf_counter()
+    report.loading_seconds = round(loaded - began, 2)
+    for dtype in _DTYPES:
         for check in _compared(dtype, report.threads["used"] or 1):
             report.checks.append(check)
             if not check["correct"]:
@@ -164,6 +174,7 @@ def _test_kernels(report: Report) -> None:
                     f"allowed are {check['tolerance']:.1e}",
                     "run: subquad cache --clear, then subquad doctor again; if it stays so, please report it",
                 )
+    report.testing_seconds = round(time.perf_counter() - loaded, 2)
 
 
 def _compared(dtype: str, threads: int) -> Iterator[dict[str, Any]]:

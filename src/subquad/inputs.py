@@ -82,8 +82,11 @@ def checked_scale(scale: Any, d: int, dtype: np.dtype[Any]) -> float:
     return factor
 
 
-def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
-    """Query, key and (unless None) value: ranks, sizes, heads and dtypes that go together."""
+def checked_inputs(query: Any, key: Any, value: Any = None, max_bytes: Any = None) -> Inputs:
+    """Query, key and (unless None) value: ranks, sizes, heads and dtypes that go together.
+
+    Arrays that kernels cannot read as they are get copied, unless that alone takes more than `max_bytes`.
+    """
     given = {"query": query, "key": key} | ({} if value is None else {"value": value})
     arrays = {name: _checked_array(x, name) for name, x in given.items()}
     _check_dtypes(arrays)
@@ -91,6 +94,11 @@ def checked_inputs(query: Any, key: Any, value: Any = None) -> Inputs:
     q = arrays["query"]
     dtype = q.dtype.newbyteorder("=")
     stored = _stored(dtype)
+    if max_bytes is not None:
+        from subquad import limits
+
+        copied = sum(x.size for x in arrays.values() if x.dtype != stored or not whole_strides(x)) * stored.itemsize
+        limits.check({"inputs, converted": copied}, limits.checked(max_bytes))
     prepared = tuple(_four_axes(_kernel_ready(x, stored)) for x in arrays.values())
     return Inputs(prepared, q.shape[:-2], dtype)
 

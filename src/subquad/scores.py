@@ -96,7 +96,7 @@ def _scores(
     from subquad.plan.tables import GatheredPhase, address, cut
 
     checked = checked_pattern(pattern)
-    inputs = checked_inputs(query, key)
+    inputs = checked_inputs(query, key, None, max_bytes)
     q, k = inputs.arrays
     factor, threads = checked_scale(scale, q.shape[-1], inputs.compute_dtype), thread_count(num_threads)
     shape = Shape.aligned(q.shape[2], k.shape[2])

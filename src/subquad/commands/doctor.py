@@ -5,6 +5,7 @@ import json as json_module
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from subquad.commands.options import check_outputs, print_parts, table, write
 
@@ -21,7 +22,8 @@ def command(
     from subquad.doctor import examine
 
     check_outputs(json, None)
-    report = examine()
+    with Console(stderr=True).status("looking") as status:
+        report = examine(status.update)
     found = dataclasses.asdict(report)
     if write(json, lambda: json_module.dumps(found, indent=2), None, lambda kind: b""):
         _print(found)
@@ -44,6 +46,8 @@ def _print(found: dict[str, Any]) -> None:
     kept = cache.get("problem") or f"{cache['directory']}: {cache['kernels']} kernels, {cache['stale']} stale"
     made.add_row("cache", kept)
     right = sum(check["correct"] for check in checks)
-    made.add_row("self-test", f"{right} of {len(checks)} results agree with the float64 reference")
+    made.add_row("kernels", f"had in {found['loading_seconds']} s; what is not in the cache is compiled, once")
+    agreed = f"{right} of {len(checks)} results agree with the float64 reference"
+    made.add_row("self-test", f"{agreed}, in {found['testing_seconds']} s")
     last = f"nothing is wrong ({found['seconds']} s)" if not found["problems"] else "something is wrong:"
     print_parts(made, last, *(f"- {problem['what']}\n  {problem['way_out']}" for problem in found["problems"]))
