@@ -12,7 +12,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from transformers import BigBirdConfig, LongformerConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
+from subquad.complexity.memory import _rise
 from subquad.transformers import convert
 
 N, ROUNDS = 4096, 7
@@ -99,6 +99,5 @@ if __name__ == "__main__":
         layer, given = layer_of(sys.argv[1], True)
         if sys.argv[2] == "ours":
             convert(layer)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds(layer, given, bool(sys.argv[3]))
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        # a child starts with its parent's ru_maxrss, so the peak is set back instead
+        print(_rise(lambda: seconds(layer, given, bool(sys.argv[3]))).bytes)
